@@ -1,0 +1,1 @@
+"""scaleout: a reference profile and order service that scales horizontally."""

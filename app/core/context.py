@@ -1,0 +1,96 @@
+"""What is known about the work at hand: request id, deadline, caller, and what answered it.
+
+One mutable `Work` stands in one context variable, set at the edge of a request or a task. Deeper rooms read it and
+note on it what they did, without it being passed through every call; nothing decides by it what a caller may do.
+"""
+
+import asyncio
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from time import perf_counter
+from uuid import UUID
+
+SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
+
+
+@dataclass(slots=True)
+class Span:
+    """Time spent in one layer, for `Server-Timing`: who answered and for how many milliseconds in all."""
+
+    description: str
+    milliseconds: float = 0.0
+
+
+@dataclass(slots=True)
+class Work:
+    """One request or one task.
+
+    Attributes:
+        request_id: follows the work through every process that it reaches.
+        deadline: moment on the loop's clock after which nobody waits for the answer; None without one.
+        profile_id: the signed-in caller, once known.
+        positions: shard number -> position in its log that this work's reads must have reached; raised by each commit.
+        wrote: shards on which this work has committed.
+        spans: layer (`cache`, `db`) -> who answered.
+    """
+
+    request_id: str
+    deadline: float | None = None
+    profile_id: UUID | None = None
+    positions: dict[int, int] = field(default_factory=dict)
+    wrote: set[int] = field(default_factory=set)
+    spans: dict[str, Span] = field(default_factory=dict)
+
+    def remaining(self, default: float) -> float:
+        """Return the seconds left until the deadline, at least 0, or `default` without one."""
+        if self.deadline is None:
+            return default
+        return max(0.0, self.deadline - asyncio.get_running_loop().time())
+
+    def reached(self, shard: int, position: int) -> None:
+        """Note that reads of this work on `shard` must see the log up to `position`."""
+        if position > self.positions.get(shard, 0):
+            self.positions[shard] = position
+
+    @contextmanager
+    def timed(self, layer: str, description: str) -> Iterator[Span]:
+        """Add the time inside the block to `layer`; the last description stands."""
+        span = self.spans.setdefault(layer, Span(description))
+        span.description = description
+        start = perf_counter()
+        try:
+            yield span
+        finally:
+            span.milliseconds += (perf_counter() - start) * 1000
+
+
+_current: ContextVar[Work | None] = ContextVar("work", default=None)
+
+
+def current() -> Work:
+    """Return the work at hand; outside of any (a background task, a test) a fresh one that nobody else sees."""
+    return _current.get() or Work(request_id="-")
+
+
+@contextmanager
+def working(work: Work) -> Iterator[Work]:
+    """Make `work` the work at hand inside the block."""
+    token = _current.set(work)
+    try:
+        yield work
+    finally:
+        _current.reset(token)
+
+
+def new_request_id() -> str:
+    """Return a fresh request id: 32 hex digits."""
+    return secrets.token_hex(16)
+
+
+def request_id_from(incoming: str | None) -> str:
+    """Keep a sane id that came in, else make one; an insane one could forge log lines or headers."""
+    return incoming if incoming and SANE_REQUEST_ID.fullmatch(incoming) else new_request_id()

@@ -1,0 +1,318 @@
+"""Every setting of every process: read once from the environment, frozen, refused by name when bad.
+
+The settings are nested by the room that they belong to; the environment stays flat (`DATABASE_URL`,
+`RATE_LIMIT_FREE`), so that Compose, Kubernetes and a shell name them alike. A process that reads a bad value does not
+start: `SettingsError` lists every bad variable at once, never its value where that is a secret.
+"""
+
+import socket
+from functools import cached_property
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic.networks import IPvAnyNetwork
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.core.ids import LOGICAL_SHARDS
+
+_MEBIBYTE = 1024 * 1024
+SHORTEST_SECRET = 32  # characters; 64 hex digits are 256 bits
+
+
+class SettingsError(ValueError):
+    """One line for each setting that is missing or bad, by the name of its environment variable."""
+
+
+def _split(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def _url(*schemes: str) -> AfterValidator:
+    def check(value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in schemes:
+            raise ValueError(f"must start with {' or '.join(f'{scheme}://' for scheme in schemes)}")
+        if parts.scheme != "file" and not parts.hostname:
+            raise ValueError("names no host")
+        return value
+
+    return AfterValidator(check)
+
+
+def _limit(value: str) -> str:
+    # The one syntax that slowapi documents; parsing proper happens where limits are used.
+    amount, slash, period = value.partition("/")
+    if not (slash and amount.isdecimal() and int(amount) > 0 and period in {"second", "minute", "hour", "day"}):
+        raise ValueError("must look like 100/hour (second, minute, hour or day)")
+    return value
+
+
+def _long_enough(value: SecretStr) -> SecretStr:
+    if len(value.get_secret_value()) < SHORTEST_SECRET:
+        raise ValueError(f"must have at least {SHORTEST_SECRET} characters (openssl rand -hex 32)")
+    return value
+
+
+Split = BeforeValidator(_split)
+DatabaseUrl = Annotated[str, _url("postgresql")]
+Limit = Annotated[str, AfterValidator(_limit)]
+Networks = Annotated[tuple[IPvAnyNetwork, ...], NoDecode, Split]
+
+
+class ShardAddress(BaseModel):
+    """One shard of `SHARDS`: a primary, its replicas, and the logical shards first..last that it holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    primary: DatabaseUrl
+    replicas: tuple[DatabaseUrl, ...] = ()
+    first: int = Field(ge=0, lt=LOGICAL_SHARDS)
+    last: int = Field(ge=0, lt=LOGICAL_SHARDS)
+
+
+class _Group(BaseSettings):
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
+
+
+class ServiceSettings(_Group):
+    """Who this process is and how it meets the world."""
+
+    instance: str = Field(default_factory=socket.gethostname, pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    region: str = Field(default="local", pattern=r"^[a-z0-9-]{1,32}$")
+    public_url: Annotated[str, _url("http", "https")] = "http://127.0.0.1:8000"
+    secret_key: Annotated[SecretStr, AfterValidator(_long_enough)]
+    log_format: Literal["auto", "json", "console"] = "auto"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    trusted_proxies: Networks = ()
+    admin_allow: Networks = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
+    request_deadline: float = Field(default=10.0, gt=0, le=120)  # seconds, API.md
+    body_limit: int = Field(default=100_000, ge=1_000, le=10 * _MEBIBYTE)  # bytes, API.md: 100 KB
+    ready_file: Path | None = None
+    schedule_file: Path = Path("celerybeat-schedule")
+
+    @property
+    def secret(self) -> bytes:
+        """The secret that signs cursors and tokens and keys the e-mail directory."""
+        return self.secret_key.get_secret_value().encode()
+
+
+class DatabaseSettings(_Group):
+    """Where the shards are and how long anything on them may take. Times are seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="DATABASE_", populate_by_name=True)
+
+    url: DatabaseUrl | None = Field(default=None, repr=False)
+    replica_urls: Annotated[tuple[DatabaseUrl, ...], NoDecode, Split] = Field(
+        default=(), validation_alias="REPLICA_URLS", repr=False
+    )
+    shard_list: tuple[ShardAddress, ...] = Field(default=(), validation_alias="SHARDS", repr=False)
+    cores: int = Field(default=2, ge=1, le=512)
+    spindles: int = Field(default=1, ge=0, le=64)
+    pool_size: int | None = Field(default=None, ge=1, le=200)
+    pool_timeout: float = Field(default=1.0, gt=0, le=30)
+    connect_timeout: float = Field(default=0.8, gt=0, le=30)
+    command_timeout: float = Field(default=5.0, gt=0, le=60)
+    replica_poll: float = Field(default=0.2, gt=0, le=10)
+    replica_max_lag: float = Field(default=10.0, gt=0, le=300)
+    primary_read_cap: int = Field(default=8, ge=1, le=1000)
+
+    @property
+    def connections(self) -> int:
+        """The size of a pool: PostgreSQL's own starting point, cores x 2 + spindles of the server, unless set."""
+        return self.pool_size or self.cores * 2 + self.spindles
+
+    @cached_property
+    def shards(self) -> tuple[ShardAddress, ...]:
+        """`SHARDS`, or the one shard of `DATABASE_URL` and `REPLICA_URLS`."""
+        if self.shard_list:
+            return self.shard_list
+        if self.url is None:
+            raise SettingsError("DATABASE_URL: is missing (postgresql://user:password@host:5432/name)")
+        return (ShardAddress(primary=self.url, replicas=self.replica_urls, first=0, last=LOGICAL_SHARDS - 1),)
+
+
+class RedisSettings(_Group):
+    """Sessions, cache, limits, locks and the broker; the broker may be a server of its own."""
+
+    model_config = SettingsConfigDict(env_prefix="REDIS_")
+
+    url: SecretStr
+    broker_url: SecretStr | None = None
+    timeout: float = Field(default=0.25, gt=0, le=10)  # seconds; a cache that answers later is not worth waiting for
+    connections: int = Field(default=64, ge=1, le=10_000)
+
+    @property
+    def address(self) -> str:
+        """The URL of sessions, cache and limits."""
+        return self.url.get_secret_value()
+
+    @property
+    def broker(self) -> str:
+        """The URL of Celery's broker."""
+        return (self.broker_url or self.url).get_secret_value()
+
+
+class StorageSettings(_Group):
+    """Object storage for invoices and assets."""
+
+    model_config = SettingsConfigDict(env_prefix="STORAGE_")
+
+    url: Annotated[str, _url("s3", "gs", "az", "file")]
+    link_seconds: int = Field(default=300, ge=10, le=7 * 24 * 3600)
+
+
+class PaymentSettings(_Group):
+    """The payment provider. The timeout is above its slowest honest answer, 5 s."""
+
+    model_config = SettingsConfigDict(env_prefix="PAYMENT_")
+
+    url: Annotated[str, _url("http", "https")]
+    timeout: float = Field(default=8.0, gt=0, le=60)
+
+
+class MailSettings(_Group):
+    """The mail server. Times are seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="SMTP_")
+
+    url: Annotated[str, _url("smtp", "smtps")] = Field(repr=False)
+    sender: str = "Northwind & Pine <orders@northwind-pine.example>"
+    timeout: float = Field(default=10.0, gt=0, le=120)
+
+
+class RateSettings(_Group):
+    """Requests in a period: by address for strangers and sign-in, by profile for each tier."""
+
+    model_config = SettingsConfigDict(env_prefix="RATE_LIMIT_")
+
+    anonymous: Limit = "100/minute"
+    free: Limit = "100/hour"
+    pro: Limit = "1000/hour"
+    enterprise: Limit = "10000/hour"
+    sign_in: Limit = "10/minute"
+    instances: int = Field(default=2, ge=1, le=10_000)  # instances that share a limit while Redis is down
+
+
+class SessionSettings(_Group):
+    """How long a session lives, and what a password hash costs (OWASP: Argon2id, 19 MiB, 2 passes, 1 lane)."""
+
+    model_config = SettingsConfigDict(env_prefix="SESSION_")
+
+    idle: int = Field(default=3600, ge=60, le=30 * 24 * 3600)  # seconds
+    absolute: int = Field(default=30 * 24 * 3600, ge=60)  # seconds
+    hash_memory: int = Field(default=19_456, ge=8, le=1_048_576)  # KiB
+    hash_passes: int = Field(default=2, ge=1, le=20)
+    hash_threads: int = Field(default=2, ge=1, le=64)  # hashes at a time in one process; each takes hash_memory
+    hash_queue: int = Field(default=16, ge=0, le=1000)  # hashes that may wait; past that: 503
+
+
+class WorkerSettings(_Group):
+    """Relay and workers. Times are seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="WORKER_")
+
+    concurrency: int = Field(default=2, ge=1, le=64)
+    visibility_timeout: int = Field(default=300, ge=30)
+    relay_batch: int = Field(default=100, ge=1, le=1000)
+    relay_poll: float = Field(default=0.05, gt=0, le=10)
+    relay_lease: float = Field(default=30.0, ge=5)
+    stale_after: float = Field(default=60.0, ge=5)
+    max_tries: int = Field(default=12, ge=1)
+
+
+class Settings(BaseModel):
+    """All of it. Build one with `load_settings`, or by hand in a test."""
+
+    model_config = ConfigDict(frozen=True)
+
+    service: ServiceSettings
+    database: DatabaseSettings
+    redis: RedisSettings
+    storage: StorageSettings
+    payments: PaymentSettings
+    mail: MailSettings
+    rates: RateSettings
+    sessions: SessionSettings
+    workers: WorkerSettings
+
+    groups: ClassVar[dict[str, type[_Group]]] = {
+        "service": ServiceSettings,
+        "database": DatabaseSettings,
+        "redis": RedisSettings,
+        "storage": StorageSettings,
+        "payments": PaymentSettings,
+        "mail": MailSettings,
+        "rates": RateSettings,
+        "sessions": SessionSettings,
+        "workers": WorkerSettings,
+    }
+
+
+def load_settings() -> Settings:
+    """Read the settings from the process's environment.
+
+    Raises:
+        SettingsError: naming every missing or bad variable, one a line.
+    """
+    found: dict[str, _Group] = {}
+    problems: list[str] = []
+    for name, group in Settings.groups.items():
+        try:
+            found[name] = group()
+        except ValidationError as error:
+            problems += [_describe(group, problem) for problem in error.errors(include_url=False, include_input=False)]
+        except ValueError as error:  # pydantic-settings could not read a JSON value
+            problems.append(f"SHARDS: {error.__cause__ or error}" if group is DatabaseSettings else str(error))
+    if not problems:
+        problems += _contradictions(found)
+    if problems:
+        raise SettingsError("\n".join(problems))
+    return Settings.model_validate(found)
+
+
+def _describe(group: type[_Group], problem: Any) -> str:
+    field, *path = problem["loc"]
+    prefix = group.model_config.get("env_prefix", "")
+    names = {info.validation_alias or f"{prefix}{name}".upper() for name, info in group.model_fields.items()}
+    known = {name.upper(): name for name in names if isinstance(name, str)}
+    variable = known.get(str(field).upper()) or f"{prefix}{field}".upper()
+    where = "".join(f"[{step}]" for step in path)
+    message = "is missing" if problem["type"] == "missing" else problem["msg"].removeprefix("Value error, ")
+    return f"{variable}{where}: {message[0].lower()}{message[1:]}"
+
+
+def _contradictions(found: dict[str, Any]) -> list[str]:
+    database: DatabaseSettings = found["database"]
+    redis: RedisSettings = found["redis"]
+    problems = []
+    try:
+        held = sorted((shard.first, shard.last) for shard in database.shards)
+    except SettingsError as error:
+        return [str(error)]
+    expected = 0
+    for first, last in held:
+        if first != expected or last < first:
+            problems.append(f"SHARDS: logical shard {expected} must be held by exactly one shard, 0 to 1023 in all")
+            break
+        expected = last + 1
+    else:
+        if expected != LOGICAL_SHARDS:
+            problems.append(f"SHARDS: nobody holds the logical shards from {expected} to {LOGICAL_SHARDS - 1}")
+    for variable, url in (("REDIS_URL", redis.address), ("REDIS_BROKER_URL", redis.broker)):
+        parts = urlsplit(url)
+        if parts.scheme not in {"redis", "rediss"} or not parts.hostname:
+            problems.append(f"{variable}: must be redis://[:password@]host:port/database")
+    return problems
+
+
+def environment_names() -> frozenset[str]:
+    """Return the name of every variable that `load_settings` reads, for whoever passes an environment on."""
+    names = set()
+    for group in Settings.groups.values():
+        prefix = group.model_config.get("env_prefix", "")
+        for name, info in group.model_fields.items():
+            names.add(info.validation_alias if isinstance(info.validation_alias, str) else f"{prefix}{name}".upper())
+    return frozenset(names)
