@@ -1,0 +1,226 @@
+"""Reads and writes over all shards. Reader or writer is chosen where the session is opened, and is a type.
+
+A `Reader` sends each statement, without a transaction, to a replica that has replayed what the caller must see, else
+to the primary behind a cap. A `Writer` is one transaction on a primary; leaving `database.writer(...)` is the only
+commit there is, and tells the work at hand the position that later reads must have reached.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Executable, MetaData, Row
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from app.core import context
+from app.core.errors import Unavailable
+from app.core.settings import DatabaseSettings
+from app.core.telemetry import DATABASE_FALLBACKS, DATABASE_STATEMENTS
+from app.scaling import dialect
+from app.scaling.replicas import Node, ReplicaSet
+from app.scaling.sharding import ShardMap
+
+# One naming rule for every constraint, so that migrations can name what they change on any engine.
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+CATALOG_SHARD = 0  # holds what belongs to no profile: directory, products, warehouses, stock, jobs
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A primary with its replicas. `reads` is the primary as a node for reads, `writes` its pool of transactions."""
+
+    number: int
+    writes: AsyncEngine
+    reads: Node
+    replicas: ReplicaSet
+    primary_reads: asyncio.Semaphore
+
+
+class Reader:
+    """Statements that change nothing, each on the best node at that moment, each one round trip.
+
+    A statement whose node is lost under it is sent once more, to another node. Do not build one: `database.reader`.
+    """
+
+    def __init__(self, shard: Shard) -> None:
+        self._shard = shard
+
+    async def all(self, statement: Executable) -> Sequence[Row[Any]]:
+        """Return all rows."""
+        return await self._run(statement)
+
+    async def first(self, statement: Executable) -> Row[Any] | None:
+        """Return the first row, or None."""
+        rows = await self._run(statement)
+        return rows[0] if rows else None
+
+    async def _run(self, statement: Executable) -> Sequence[Row[Any]]:
+        lost: Node | None = None
+        while True:
+            position = context.current().positions.get(self._shard.number, 0)
+            replica = self._shard.replicas.choose(position, besides=lost)
+            try:
+                if replica is not None:
+                    return await self._send(replica, statement)
+                return await self._ask_primary(statement, position, lost)
+            except (DBAPIError, OSError, TimeoutError) as error:
+                if not dialect.is_lost(error):
+                    raise
+                node = replica or self._shard.reads
+                self._shard.replicas.failed(node)
+                if lost is not None:
+                    raise Unavailable("The database cannot answer now; try again.", code="database_down") from error
+                lost = node
+
+    async def _ask_primary(self, statement: Executable, position: int, lost: Node | None) -> Sequence[Row[Any]]:
+        reason = "failover" if lost else "position" if position else "no_replica"
+        DATABASE_FALLBACKS.labels(str(self._shard.number), reason).inc()
+        # The cap keeps an outage of the replicas from turning into one of the primary.
+        if self._shard.primary_reads.locked():
+            raise Unavailable("Too many reads wait for the primary; try again.", code="read_capacity")
+        async with self._shard.primary_reads:
+            return await self._send(self._shard.reads, statement)
+
+    async def _send(self, node: Node, statement: Executable) -> Sequence[Row[Any]]:
+        node.in_flight += 1
+        outcome = "error"
+        try:
+            with context.current().timed("db", node.name):
+                async with node.engine.connect() as connection:
+                    rows = (await connection.execute(statement)).all()
+            outcome = "ok"
+        except PoolTimeout as error:
+            raise Unavailable("All connections to the database are in use; try again.", code="database_busy") from error
+        finally:
+            node.in_flight -= 1
+            DATABASE_STATEMENTS.labels(str(self._shard.number), node.name, outcome).inc()
+        return rows
+
+
+class Writer:
+    """One transaction on a primary. Do not build one, and do not commit: `async with database.writer(...)` does."""
+
+    def __init__(self, connection: AsyncConnection, shard: int) -> None:
+        self._connection = connection
+        self.shard = shard
+
+    async def all(self, statement: Executable) -> Sequence[Row[Any]]:
+        """Run the statement and return all rows."""
+        rows: Sequence[Row[Any]] = (await self._execute(statement)).all()
+        return rows
+
+    async def first(self, statement: Executable) -> Row[Any] | None:
+        """Run the statement and return the first row, or None."""
+        row: Row[Any] | None = (await self._execute(statement)).first()
+        return row
+
+    async def run(self, statement: Executable, parameters: Sequence[dict[str, Any]] | None = None) -> int:
+        """Run the statement, once for each of `parameters` if given, and return the number of rows that it touched."""
+        result = await self._execute(statement, parameters)
+        return int(getattr(result, "rowcount", -1))
+
+    async def _execute(self, statement: Executable, parameters: Sequence[dict[str, Any]] | None = None) -> Any:
+        with context.current().timed("db", "primary"):
+            result = await self._connection.execute(statement, parameters)
+        DATABASE_STATEMENTS.labels(str(self.shard), "primary", "ok").inc()
+        return result
+
+
+Queries = Reader | Writer  # for a function that only reads and may also read inside a transaction
+
+
+class Database:
+    """All shards. Open one per process with `start`, close it with `stop`."""
+
+    def __init__(self, settings: DatabaseSettings) -> None:
+        self.map = ShardMap(tuple((shard.first, shard.last) for shard in settings.shards))
+        self.shards = tuple(
+            Shard(
+                number=number,
+                writes=dialect.create_engine(address.primary, settings, autocommit=False, name="writer"),
+                reads=Node(
+                    name="primary",
+                    engine=dialect.create_engine(address.primary, settings, autocommit=True, name="reader"),
+                ),
+                replicas=ReplicaSet(number, address.replicas, settings),
+                primary_reads=asyncio.Semaphore(settings.primary_read_cap),
+            )
+            for number, address in enumerate(settings.shards)
+        )
+
+    async def start(self) -> None:
+        """Watch the replicas; a node that is down is no reason not to start."""
+        for shard in self.shards:
+            await shard.replicas.start()
+
+    async def stop(self) -> None:
+        """Close every pool."""
+        for shard in self.shards:
+            await shard.replicas.stop()
+            await shard.reads.engine.dispose()
+            await shard.writes.dispose()
+
+    def reader(self, profile_id: UUID | None = None) -> Reader:
+        """Return a reader of the profile's shard, or of the catalog without one."""
+        return Reader(self._shard(profile_id))
+
+    @asynccontextmanager
+    async def writer(self, profile_id: UUID | None = None) -> AsyncIterator[Writer]:
+        """Open a transaction on the profile's shard, or on the catalog without one, and commit it at the end.
+
+        An exception inside the block rolls everything back.
+
+        Raises:
+            Unavailable: if the primary cannot be reached, or is lost before the commit is known.
+        """
+        async with self._transaction(self._shard(profile_id)) as writer:
+            yield writer
+
+    def readers(self) -> tuple[Reader, ...]:
+        """Return one reader for each shard, for what has to gather over all of them."""
+        return tuple(Reader(shard) for shard in self.shards)
+
+    @asynccontextmanager
+    async def writer_of(self, shard: int) -> AsyncIterator[Writer]:
+        """Open a transaction on a shard by its number, for upkeep that goes over all of them."""
+        async with self._transaction(self.shards[shard]) as writer:
+            yield writer
+
+    def shard_number(self, profile_id: UUID | None = None) -> int:
+        """Return the number of the profile's shard, or of the catalog's without one."""
+        return CATALOG_SHARD if profile_id is None else self.map.shard_of(profile_id)
+
+    def _shard(self, profile_id: UUID | None) -> Shard:
+        return self.shards[self.shard_number(profile_id)]
+
+    @asynccontextmanager
+    async def _transaction(self, shard: Shard) -> AsyncIterator[Writer]:
+        try:
+            async with shard.writes.connect() as connection:
+                async with connection.begin():
+                    yield Writer(connection, shard.number)
+                raw = await connection.get_raw_connection()
+                position = await dialect.commit_position(raw.driver_connection)
+        except PoolTimeout as error:
+            raise Unavailable("All connections to the database are in use; try again.", code="database_busy") from error
+        except (DBAPIError, OSError, TimeoutError) as error:
+            if not dialect.is_lost(error):
+                raise
+            raise Unavailable("The database takes no writes right now; try again.", code="database_down") from error
+        work = context.current()
+        work.reached(shard.number, position)
+        work.wrote.add(shard.number)

@@ -1,0 +1,109 @@
+"""Idempotency keys: the same call again gets the same reply, and happens once.
+
+Claiming the key, the effect and the stored reply are one transaction. So a crashed holder leaves no key behind, and a
+concurrent duplicate waits for the first to end and then replays it.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    CHAR,
+    JSON,
+    Column,
+    DateTime,
+    Index,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Uuid,
+    select,
+)
+from sqlalchemy.exc import DBAPIError
+
+from app.core import wire
+from app.core.errors import Conflict, Invalid
+from app.scaling.database import Writer, metadata
+from app.scaling.dialect import insert_ignore, is_lock_timeout
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("profile_id", Uuid, nullable=False),
+    Column("route", String(64), nullable=False),
+    Column("key", String(255), nullable=False),
+    Column("fingerprint", CHAR(64), nullable=False),
+    Column("reply", JSON, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False),
+    PrimaryKeyConstraint("profile_id", "route", "key"),
+    Index("ix_idempotency_keys_created_at", "created_at"),  # the sweep's question
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A caller's key for one call of one route.
+
+    Attributes:
+        profile_id: the caller.
+        route: the operation's name; the same key elsewhere is another key.
+        key: what the caller chose, 1..255 printable characters.
+        fingerprint: of the request's body.
+    """
+
+    profile_id: UUID
+    route: str
+    key: str
+    fingerprint: str
+
+    @classmethod
+    def of(cls, profile_id: UUID, route: str, key: str, body: Any) -> "Claim":
+        """Fingerprint `body` as JSON with sorted keys, so that spacing and order do not matter."""
+        canonical = wire.encode(body, sort=True)
+        return cls(profile_id, route, key, hashlib.sha256(canonical).hexdigest())
+
+    async def take(self, writer: Writer, reply: dict[str, Any]) -> dict[str, Any] | None:
+        """Claim the key for `reply` in the caller's transaction; return None, or the reply of the first call.
+
+        Raises:
+            Conflict: `idempotency_in_flight`, if the first call with this key does not end in time.
+            Invalid: `idempotency_key_reused`, if the key came with another body.
+        """
+        try:
+            fresh = await writer.run(
+                insert_ignore(idempotency_keys).values(
+                    profile_id=self.profile_id,
+                    route=self.route,
+                    key=self.key,
+                    fingerprint=self.fingerprint,
+                    reply=reply,
+                    created_at=datetime.now(UTC),
+                )
+            )
+        except DBAPIError as error:
+            if not is_lock_timeout(error):
+                raise
+            raise Conflict(
+                "A request with this Idempotency-Key is still under way; try again with the same key.",
+                code="idempotency_in_flight",
+            ) from error
+        if fresh:
+            return None
+        row = await writer.first(
+            select(idempotency_keys.c.fingerprint, idempotency_keys.c.reply).where(
+                idempotency_keys.c.profile_id == self.profile_id,
+                idempotency_keys.c.route == self.route,
+                idempotency_keys.c.key == self.key,
+            )
+        )
+        if row is None or row.fingerprint != self.fingerprint:
+            raise Invalid.field(
+                "header/Idempotency-Key",
+                "This Idempotency-Key was used with another body; use a new key for a new request.",
+                code="idempotency_key_reused",
+            )
+        stored: dict[str, Any] = row.reply
+        return stored

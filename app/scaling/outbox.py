@@ -1,0 +1,243 @@
+"""The outbox: a message is a row, written in the transaction of what it tells of, and stays the truth until it is done.
+
+A request never publishes. The relay claims rows that are due with `FOR UPDATE SKIP LOCKED`, hands them to the broker
+and makes them due again later; a message that the broker or a worker loses is so published again. A task leaves a
+receipt in the transaction of its effect; the last receipt of a message marks it done.
+
+    due_at     from when a relay may publish the row, first or again; NULL once it is done
+    tries      how often it was claimed
+    done_at    when the last of its tasks was done
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    JSON,
+    Column,
+    DateTime,
+    Index,
+    Integer,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+    Uuid,
+    func,
+    insert,
+    select,
+    tuple_,
+    update,
+)
+
+from app.core import context
+from app.core.ids import new_id
+from app.scaling.database import Writer, metadata
+from app.scaling.dialect import insert_ignore
+
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("profile_id", Uuid, nullable=False),
+    Column("id", Uuid, nullable=False),
+    Column("event", String(64), nullable=False),
+    Column("subject_id", Uuid, nullable=False),
+    Column("payload", JSON, nullable=False),
+    Column("request_id", String(64), nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False),
+    Column("due_at", DateTime(timezone=True)),
+    Column("tries", Integer, nullable=False),
+    Column("done_at", DateTime(timezone=True)),
+    PrimaryKeyConstraint("profile_id", "id"),
+    Index("ix_outbox_due_at", "due_at"),  # the relay's question; done rows are NULL there and cost it nothing
+)
+
+receipts = Table(
+    "receipts",
+    metadata,
+    Column("profile_id", Uuid, nullable=False),
+    Column("message_id", Uuid, nullable=False),
+    Column("task", String(64), nullable=False),
+    Column("done_at", DateTime(timezone=True), nullable=False),
+    PrimaryKeyConstraint("profile_id", "message_id", "task"),
+    Index("ix_receipts_done_at", "done_at"),  # the purge's question
+)
+
+dead_letters = Table(
+    "dead_letters",
+    metadata,
+    Column("profile_id", Uuid, nullable=False),
+    Column("id", Uuid, nullable=False),
+    Column("message_id", Uuid, nullable=False),
+    Column("task", String(64), nullable=False),
+    Column("event", String(64), nullable=False),
+    Column("error", Text, nullable=False),
+    Column("tries", Integer, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False),
+    Column("replayed_at", DateTime(timezone=True)),
+    PrimaryKeyConstraint("profile_id", "id"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One outbox row on its way: what happened (`event`) to what (`subject_id`), for whose profile."""
+
+    profile_id: UUID
+    id: UUID
+    event: str
+    subject_id: UUID
+    payload: dict[str, Any]
+    request_id: str
+    tries: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what travels through the broker."""
+        return {
+            "profile_id": str(self.profile_id),
+            "id": str(self.id),
+            "event": self.event,
+            "subject_id": str(self.subject_id),
+            "payload": self.payload,
+            "request_id": self.request_id,
+            "tries": self.tries,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Message":
+        """Read a message back."""
+        return cls(
+            profile_id=UUID(value["profile_id"]),
+            id=UUID(value["id"]),
+            event=value["event"],
+            subject_id=UUID(value["subject_id"]),
+            payload=value["payload"],
+            request_id=value["request_id"],
+            tries=value["tries"],
+        )
+
+
+async def append(
+    writer: Writer, event: str, *, profile_id: UUID, subject_id: UUID, payload: dict[str, Any] | None = None
+) -> None:
+    """Write a message in the caller's transaction; it leaves once that has committed, and only then."""
+    now = datetime.now(UTC)
+    await writer.run(
+        insert(outbox).values(
+            profile_id=profile_id,
+            id=new_id(profile_id),
+            event=event,
+            subject_id=subject_id,
+            payload=payload or {},
+            request_id=context.current().request_id,
+            created_at=now,
+            due_at=now,
+            tries=0,
+        )
+    )
+
+
+async def claim(writer: Writer, *, batch: int, lease: timedelta) -> Sequence[Message]:
+    """Take up to `batch` due messages for `lease`; another relay takes other ones, and these again after the lease."""
+    now = datetime.now(UTC)
+    rows = await writer.all(
+        select(outbox)
+        .where(outbox.c.due_at <= now)
+        .order_by(outbox.c.due_at)
+        .limit(batch)
+        .with_for_update(skip_locked=True)
+    )
+    if not rows:
+        return ()
+    await writer.run(
+        update(outbox)
+        .where(_are((row.profile_id, row.id) for row in rows))
+        .values(due_at=now + lease, tries=outbox.c.tries + 1)
+    )
+    return tuple(
+        Message(row.profile_id, row.id, row.event, row.subject_id, row.payload, row.request_id, row.tries + 1)
+        for row in rows
+    )
+
+
+async def sent(writer: Writer, messages: Iterable[Message], *, again_after: timedelta) -> None:
+    """Note that the broker has the messages; those that are not done after `again_after` are published again."""
+    keys = [(message.profile_id, message.id) for message in messages]
+    if keys:
+        await writer.run(
+            update(outbox).where(_are(keys), outbox.c.done_at.is_(None)).values(due_at=datetime.now(UTC) + again_after)
+        )
+
+
+async def defer(writer: Writer, message: Message, *, delay: timedelta) -> None:
+    """Publish the message again after `delay`; the row keeps it, so that no worker has to hold it meanwhile."""
+    await writer.run(
+        update(outbox)
+        .where(outbox.c.profile_id == message.profile_id, outbox.c.id == message.id, outbox.c.done_at.is_(None))
+        .values(due_at=datetime.now(UTC) + delay)
+    )
+
+
+async def receipted(writer: Writer, messages: Sequence[Message]) -> set[tuple[UUID, str]]:
+    """Return (message id, task) for every task of the messages that is done already."""
+    rows = await writer.all(
+        select(receipts.c.message_id, receipts.c.task).where(
+            tuple_(receipts.c.profile_id, receipts.c.message_id).in_(
+                [(message.profile_id, message.id) for message in messages]
+            )
+        )
+    )
+    return {(row.message_id, row.task) for row in rows}
+
+
+async def receive(writer: Writer, message: Message, task: str) -> bool:
+    """Leave the receipt of `task`; False if it is there already, and then nothing more may be done in its name.
+
+    A second delivery that arrives while the first is still under way waits here for its end.
+    """
+    return bool(
+        await writer.run(
+            insert_ignore(receipts).values(
+                profile_id=message.profile_id, message_id=message.id, task=task, done_at=datetime.now(UTC)
+            )
+        )
+    )
+
+
+async def settle(writer: Writer, message: Message, parts: int) -> None:
+    """Mark the message done if this was the last of its `parts` tasks.
+
+    The row's lock makes tasks that end at the same moment count one after the other, so that one of them is last.
+    """
+    key = (outbox.c.profile_id == message.profile_id, outbox.c.id == message.id)
+    await writer.all(select(outbox.c.id).where(*key).with_for_update())
+    count = await writer.first(
+        select(func.count().label("done")).where(
+            receipts.c.profile_id == message.profile_id, receipts.c.message_id == message.id
+        )
+    )
+    if count is not None and count.done >= parts:
+        await writer.run(update(outbox).where(*key).values(done_at=datetime.now(UTC), due_at=None))
+
+
+async def bury(writer: Writer, message: Message, task: str, error: str) -> None:
+    """Give a task up for good: keep what it was and why as a dead letter."""
+    await writer.run(
+        insert(dead_letters).values(
+            profile_id=message.profile_id,
+            id=new_id(message.profile_id),
+            message_id=message.id,
+            task=task,
+            event=message.event,
+            error=error,
+            tries=message.tries,
+            created_at=datetime.now(UTC),
+        )
+    )
+
+
+def _are(keys: Iterable[tuple[UUID, UUID]]) -> Any:
+    return tuple_(outbox.c.profile_id, outbox.c.id).in_(list(keys))

@@ -1,0 +1,91 @@
+"""Object storage through obstore: S3, Google Cloud Storage, Azure or a folder, by the URL alone.
+
+Objects are written once under keys derived from what they are of, so writing one again changes nothing. A link to an
+object is short-lived: signed by the storage where it can, by us where it is a folder.
+"""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import LocalStore, from_url
+
+from app.core.errors import NotFound, Unavailable
+from app.core.settings import StorageSettings
+from app.core.signing import BadSignature, Signer
+
+LINK_PATH = "/files"
+
+
+class Storage:
+    """The bucket or folder of this service.
+
+    Args:
+        settings: its URL and how long a link lives.
+        secret: signs the links to a folder.
+        public_url: where clients reach this service, for those links.
+    """
+
+    def __init__(self, settings: StorageSettings, secret: bytes, public_url: str) -> None:
+        parts = urlsplit(settings.url)
+        self._folder = parts.scheme == "file"
+        self._store: Any = LocalStore(prefix=Path(parts.path), mkdir=True) if self._folder else from_url(settings.url)
+        self._link_seconds = settings.link_seconds
+        self._signer = Signer(secret, "file link")
+        self._public_url = public_url.rstrip("/")
+
+    async def put(self, key: str, content: bytes, content_type: str) -> None:
+        """Store `content` under `key`; the same key again is the same object.
+
+        Raises:
+            Unavailable: if the storage does not take it.
+        """
+        try:
+            # A folder keeps no attributes; there the type follows from the key's ending.
+            attributes = None if self._folder else {"Content-Type": content_type}
+            await obstore.put_async(self._store, key, content, attributes=attributes)
+        except (BaseError, OSError) as error:
+            raise Unavailable("Object storage takes nothing right now; try again.", code="storage_down") from error
+
+    async def get(self, key: str) -> bytes:
+        """Return the bytes under `key`.
+
+        Raises:
+            NotFound: if there is no such object.
+            Unavailable: if the storage does not answer.
+        """
+        try:
+            answer = await obstore.get_async(self._store, key)
+            return bytes(await answer.bytes_async())
+        except FileNotFoundError as error:
+            raise NotFound("There is no such object.") from error
+        except (BaseError, OSError) as error:
+            raise Unavailable("Object storage does not answer right now; try again.", code="storage_down") from error
+
+    async def link(self, key: str, now: float) -> str:
+        """Return an address at which `key` can be fetched for the next few minutes, without a session.
+
+        Args:
+            key: the object.
+            now: seconds since 1970.
+        """
+        if self._folder:
+            return f"{self._public_url}{LINK_PATH}/{self._signer.sign([key, int(now) + self._link_seconds])}"
+        return str(await obstore.sign_async(self._store, "GET", key, timedelta(seconds=self._link_seconds)))
+
+    def open_link(self, signed: str, now: float) -> str:
+        """Return the key that a link of ours to a folder names.
+
+        Raises:
+            NotFound: if the link is not ours or has expired.
+        """
+        try:
+            key, expires_at = self._signer.open(signed)
+        except BadSignature:
+            key, expires_at = "", 0
+        if now > expires_at:
+            raise NotFound("This link has expired; ask for a new one.", code="link_expired")
+        return str(key)
