@@ -1,0 +1,303 @@
+"""The use cases of the catalog: reading, searching and editing products, and setting stock aside for orders.
+
+Stock moves only here, in one transaction of the catalog database each, and each move is keyed by its order: asked
+twice it happens once.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Float, Row, cast, func, insert, select, tuple_, update
+from sqlalchemy.exc import IntegrityError
+
+from app.core import context, wire
+from app.core.errors import Conflict, Invalid, NotFound, PreconditionFailed
+from app.core.ids import new_id
+from app.domain.catalog.rules import Allocation, NewProduct, OnHand, OutOfStock, Product, Reserved, Wanted, allocate
+from app.domain.catalog.tables import products, reservations, stock, warehouses
+from app.scaling.cache import ABSENT, LIST, PRODUCT, SEARCH, Cache, Entry
+from app.scaling.database import CATALOG_SHARD, Database, Writer
+from app.scaling.dialect import insert_ignore
+from app.scaling.paging import Cursors
+
+GENERATION = "products"
+STALE = "The product has changed since you read it; read it again, then change it."
+RESERVED, REFUSED, RELEASED, DISPATCHED = "reserved", "refused", "released", "dispatched"
+_COLUMNS = [column for column in products.c if column.name != "words"]
+
+
+class Catalog:
+    """Products and stock.
+
+    Args:
+        database: its catalog database holds them.
+        cache: holds products, list pages and search results.
+        cursors: makes the cursors of lists.
+    """
+
+    def __init__(self, database: Database, cache: Cache, cursors: Cursors) -> None:
+        self._database = database
+        self._cache = cache
+        self._cursors = cursors
+
+    async def product(self, product_id: UUID) -> Entry:
+        """Return the product as JSON bytes, with its revision; no body for an unknown one."""
+
+        async def load() -> Entry:
+            row = await self._database.reader().first(select(*_COLUMNS).where(products.c.id == product_id))
+            return ABSENT if row is None else _entry(_product(row))
+
+        return await self._cache.read(PRODUCT, str(product_id), load)
+
+    async def priced(self, product_ids: Iterable[UUID]) -> dict[UUID, Product]:
+        """Return the products that exist among `product_ids`, as they are now, for an order's lines."""
+        rows = await self._database.reader().all(select(*_COLUMNS).where(products.c.id.in_(list(product_ids))))
+        return {row.id: _product(row) for row in rows}
+
+    async def listed(self, limit: int, cursor: str | None) -> bytes:
+        """Return a page of products, newest first, as the JSON bytes to send."""
+        scope = "products"
+        after = self._cursors.open_id(scope, cursor)
+        statement = select(*_COLUMNS).order_by(products.c.id.desc()).limit(limit + 1)
+        if after is not None:
+            statement = statement.where(products.c.id < after)
+        (generation,) = await self._cache.generations([GENERATION])
+
+        async def load() -> Entry:
+            context.current().reached(CATALOG_SHARD, generation)
+            rows = await self._database.reader().all(statement)
+            page = self._cursors.page(scope, rows, limit, key=lambda row: str(row.id), item=_view)
+            return Entry(1, wire.encode(page))
+
+        return (await self._cache.read(LIST, f"{GENERATION}:{generation}:{limit}:{after}", load)).body or b""
+
+    async def search(self, text: str, limit: int, cursor: str | None) -> bytes:
+        """Return a page of products that match `text`, best first, as the JSON bytes to send.
+
+        Args:
+            text: words, "quoted phrases", or and -not, as people type them.
+            limit: items on the page.
+            cursor: where the page starts, from the page before.
+        """
+        scope = f"search {text}"
+        after = self._cursors.open(scope, cursor)
+        query = func.websearch_to_tsquery("english", text)
+        # As a double, because the cursor must carry the very number that the database compares.
+        rank = cast(func.ts_rank(products.c.words, query), Float(53)).label("rank")
+        found = select(*_COLUMNS, rank).where(products.c.words.op("@@")(query)).subquery()
+        statement = select(found).order_by(found.c.rank.desc(), found.c.id.desc()).limit(limit + 1)
+        if after is not None:
+            statement = statement.where(tuple_(found.c.rank, found.c.id) < tuple_(after[0], UUID(after[1])))
+        (generation,) = await self._cache.generations([GENERATION])
+
+        async def load() -> Entry:
+            context.current().reached(CATALOG_SHARD, generation)
+            rows = await self._database.reader().all(statement)
+            page = self._cursors.page(scope, rows, limit, key=lambda row: [row.rank, str(row.id)], item=_view)
+            return Entry(1, wire.encode(page))
+
+        key = f"{GENERATION}:{generation}:{limit}:{wire.encode([text, after]).decode()}"
+        return (await self._cache.read(SEARCH, key, load)).body or b""
+
+    async def create(self, new: NewProduct) -> Product:
+        """Add a product; its stock goes to the first warehouse.
+
+        Raises:
+            Conflict: `sku_taken`.
+            Invalid: if there is no warehouse for the stock.
+        """
+        now = datetime.now(UTC)
+        product = Product(
+            id=new_id(),
+            sku=new.sku,
+            name=new.name,
+            description=new.description,
+            category=new.category,
+            amount=new.amount,
+            currency=new.currency,
+            attributes=new.attributes,
+            available=new.stock,
+            version=1,
+            revision=1,
+            created_at=now,
+            updated_at=now,
+        )
+        try:
+            async with self._database.writer() as writer:
+                warehouse = await writer.first(select(warehouses.c.id).order_by(warehouses.c.name).limit(1))
+                if warehouse is None and new.stock:
+                    raise Invalid.field("/stock", "There is no warehouse yet that could hold stock.")
+                await writer.run(insert(products).values(**{c.name: getattr(product, c.name) for c in _COLUMNS}))
+                if warehouse is not None:
+                    await writer.run(
+                        insert(stock).values(product_id=product.id, warehouse_id=warehouse.id, free=new.stock)
+                    )
+        except IntegrityError as error:
+            raise Conflict("There is a product with this SKU already.", code="sku_taken") from error
+        await self._written([product])
+        return product
+
+    async def change(self, product_id: UUID, version: int, changes: dict[str, Any]) -> Product:
+        """Apply `changes` (of name, description, category, amount, currency, attributes) to the product at `version`.
+
+        Raises:
+            NotFound: if there is no such product.
+            PreconditionFailed: if it is not at `version` any more.
+        """
+        async with self._database.writer() as writer:
+            changed = await writer.run(
+                update(products)
+                .where(products.c.id == product_id, products.c.version == version)
+                .values(
+                    **changes,
+                    version=version + 1,
+                    revision=products.c.revision + 1,
+                    updated_at=datetime.now(UTC),
+                )
+            )
+            row = await writer.first(select(*_COLUMNS).where(products.c.id == product_id))
+            if row is None:
+                raise NotFound("There is no such product.")
+            if not changed:
+                raise PreconditionFailed(STALE)
+        product = _product(row)
+        await self._written([product])
+        return product
+
+    async def reserve(
+        self, order_id: UUID, wanted: Sequence[Wanted], place: tuple[float, float] | None
+    ) -> Reserved | OutOfStock:
+        """Set the order's lines aside, all or none; asked again, answer as at first."""
+        async with self._database.writer() as writer:
+            if not await self._claim(writer, order_id):
+                return await self._answered(writer, order_id, wanted)
+            # In one order for everybody, so that two orders of the same products never wait for each other in a ring.
+            shelves = await writer.all(
+                select(stock, warehouses.c.lat, warehouses.c.lon)
+                .join(warehouses, warehouses.c.id == stock.c.warehouse_id)
+                .where(stock.c.product_id.in_({line.product_id for line in wanted}))
+                .order_by(stock.c.product_id, stock.c.warehouse_id)
+                .with_for_update(of=stock)
+            )
+            outcome = allocate(
+                wanted,
+                [OnHand(row.product_id, row.warehouse_id, row.free, row.lat, row.lon) for row in shelves],
+                place,
+            )
+            if isinstance(outcome, OutOfStock):
+                await self._settle(writer, order_id, REFUSED, ())
+                return outcome
+            await self._settle(writer, order_id, RESERVED, outcome.allocations)
+            moved = await self._move(writer, outcome.allocations, sign=-1)
+        await self._refresh(moved)
+        return outcome
+
+    async def release(self, order_id: UUID) -> None:
+        """Put back what is set aside for the order; once, and nothing if nothing is."""
+        async with self._database.writer() as writer:
+            row = await writer.first(
+                select(reservations)
+                .where(reservations.c.order_id == order_id, reservations.c.state == RESERVED)
+                .with_for_update()
+            )
+            if row is None:
+                return
+            allocations = _allocations(row)
+            await self._settle(writer, order_id, RELEASED, allocations)
+            moved = await self._move(writer, allocations, sign=1)
+        await self._refresh(moved)
+
+    async def dispatch(self, order_id: UUID) -> None:
+        """Put the order on the pick list of the warehouse that ships the most pieces of it; once."""
+        async with self._database.writer() as writer:
+            row = await writer.first(
+                select(reservations)
+                .where(reservations.c.order_id == order_id, reservations.c.state == RESERVED)
+                .with_for_update()
+            )
+            if row is None:
+                return
+            pieces: dict[UUID, int] = {}
+            for allocation in _allocations(row):
+                pieces[allocation.warehouse_id] = pieces.get(allocation.warehouse_id, 0) + allocation.quantity
+            await writer.run(
+                update(reservations)
+                .where(reservations.c.order_id == order_id)
+                .values(
+                    state=DISPATCHED,
+                    warehouse_id=max(pieces, key=lambda warehouse: pieces[warehouse]),
+                    updated_at=datetime.now(UTC),
+                )
+            )
+
+    async def _claim(self, writer: Writer, order_id: UUID) -> bool:
+        now = datetime.now(UTC)
+        return bool(
+            await writer.run(
+                insert_ignore(reservations).values(
+                    order_id=order_id, state=REFUSED, allocations=[], created_at=now, updated_at=now
+                )
+            )
+        )
+
+    async def _answered(self, writer: Writer, order_id: UUID, wanted: Sequence[Wanted]) -> Reserved | OutOfStock:
+        row = await writer.first(select(reservations).where(reservations.c.order_id == order_id))
+        if row is None or row.state in {REFUSED, RELEASED}:
+            return OutOfStock(tuple(line.product_id for line in wanted))
+        return Reserved(_allocations(row))
+
+    async def _settle(self, writer: Writer, order_id: UUID, state: str, allocations: Iterable[Allocation]) -> None:
+        await writer.run(
+            update(reservations)
+            .where(reservations.c.order_id == order_id)
+            .values(
+                state=state,
+                allocations=[[str(a.product_id), str(a.warehouse_id), a.quantity] for a in allocations],
+                updated_at=datetime.now(UTC),
+            )
+        )
+
+    async def _move(self, writer: Writer, allocations: Sequence[Allocation], *, sign: int) -> list[Product]:
+        for moved in sorted(allocations, key=lambda a: (a.product_id, a.warehouse_id)):
+            await writer.run(
+                update(stock)
+                .where(stock.c.product_id == moved.product_id, stock.c.warehouse_id == moved.warehouse_id)
+                .values(free=stock.c.free + sign * moved.quantity)
+            )
+            await writer.run(
+                update(products)
+                .where(products.c.id == moved.product_id)
+                .values(available=products.c.available + sign * moved.quantity, revision=products.c.revision + 1)
+            )
+        rows = await writer.all(
+            select(*_COLUMNS).where(products.c.id.in_({allocation.product_id for allocation in allocations}))
+        )
+        return [_product(row) for row in rows]
+
+    async def _refresh(self, moved: Iterable[Product]) -> None:
+        # Single products follow the stock at once; list pages show it when they are next loaded.
+        for product in moved:
+            await self._cache.put(PRODUCT, str(product.id), _entry(product))
+
+    async def _written(self, written: Iterable[Product]) -> None:
+        await self._refresh(written)
+        position = context.current().positions.get(CATALOG_SHARD, 0)
+        await self._cache.raise_generation(GENERATION, position)
+
+
+def _allocations(row: Row[Any]) -> tuple[Allocation, ...]:
+    return tuple(Allocation(UUID(product), UUID(warehouse), pieces) for product, warehouse, pieces in row.allocations)
+
+
+def _entry(product: Product) -> Entry:
+    return Entry(product.revision, wire.encode(product.view()))
+
+
+def _view(row: Row[Any]) -> dict[str, Any]:
+    return _product(row).view()
+
+
+def _product(row: Row[Any]) -> Product:
+    return Product(**{column.name: getattr(row, column.name) for column in _COLUMNS})

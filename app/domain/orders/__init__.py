@@ -1,0 +1,1 @@
+"""Orders: placing them, the saga that follows, invoices and confirmation mails."""

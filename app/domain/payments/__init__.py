@@ -1,0 +1,1 @@
+"""Payments: what we ask the payment provider for, and what it answered."""

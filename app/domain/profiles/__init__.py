@@ -1,0 +1,1 @@
+"""Profiles: sign-up, the two views of a profile, search, change and erasure."""

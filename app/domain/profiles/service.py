@@ -1,0 +1,289 @@
+"""The use cases of profiles. Public views come from the cache; every write goes through it."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Row, func, insert, or_, select, update
+
+from app.core import context, wire
+from app.core.errors import NotFound, PreconditionFailed
+from app.core.ids import new_id
+from app.core.telemetry import BUSINESS_EVENTS
+from app.domain.profiles.directory import Directory
+from app.domain.profiles.passwords import Passwords
+from app.domain.profiles.rules import MEMBER, TIERS, Location, NewProfile, Profile, normalise_email
+from app.domain.profiles.tables import profiles
+from app.scaling import outbox
+from app.scaling.cache import ABSENT, LIST, PROFILE, Cache, Entry
+from app.scaling.database import Database
+from app.scaling.dialect import json_contains
+from app.scaling.paging import Cursors
+
+GENERATION = "profiles"
+STALE = "The profile has changed since you read it; read it again, then change it."
+
+
+class Profiles:
+    """Profiles over all shards.
+
+    Args:
+        database: where they are.
+        directory: which address is whose.
+        cache: holds public views and list pages.
+        cursors: makes the cursors of lists.
+        passwords: hashes at sign-up.
+    """
+
+    def __init__(
+        self, database: Database, directory: Directory, cache: Cache, cursors: Cursors, passwords: Passwords
+    ) -> None:
+        self._database = database
+        self._directory = directory
+        self._cache = cache
+        self._cursors = cursors
+        self._passwords = passwords
+
+    async def verify(self, email: str, password: str) -> Profile | None:
+        """Return the profile that this address and password open, or None; both take as long.
+
+        Raises:
+            Unavailable: if hashing is at its bound.
+        """
+        profile_id = await self._directory.find(email)
+        row = None if profile_id is None else await self._database.reader(profile_id).first(_by_id(profile_id))
+        known = await self._passwords.matches(None if row is None else row.password_hash, password)
+        return _profile(row) if known else None
+
+    async def sign_up(self, new: NewProfile) -> Profile:
+        """Create a profile.
+
+        Raises:
+            Conflict: `email_taken`.
+            Unavailable: if hashing is at its bound, or the database takes no writes.
+        """
+        password_hash = await self._passwords.hash(new.password)
+        now = datetime.now(UTC)
+        profile = Profile(
+            id=new_id(),
+            email=normalise_email(new.email),
+            name=new.name,
+            bio=new.bio,
+            tier=TIERS[0],
+            role=MEMBER,
+            location=new.location,
+            attributes=new.attributes or {},
+            avatar_url=None,
+            version=1,
+            created_at=now,
+            updated_at=now,
+        )
+        await self._directory.reserve(profile.email, profile.id)
+        # If this fails or its outcome is unknown, the sweep of the directory finds out what became of the profile.
+        async with self._database.writer(profile.id) as writer:
+            await writer.run(insert(profiles).values(**_columns(profile), password_hash=password_hash))
+            await outbox.append(writer, "profile.created", profile_id=profile.id, subject_id=profile.id)
+        await self._directory.confirm(profile.email)
+        await self._written(profile)
+        BUSINESS_EVENTS.labels("sign_up", "created").inc()
+        return profile
+
+    async def public(self, profile_id: UUID) -> Entry:
+        """Return the public view as JSON bytes with its version; no body for an unknown or erased profile."""
+
+        async def load() -> Entry:
+            row = await self._database.reader(profile_id).first(_by_id(profile_id))
+            return ABSENT if row is None else _entry(_profile(row))
+
+        return await self._cache.read(PROFILE, str(profile_id), load)
+
+    async def own(self, profile_id: UUID) -> Profile:
+        """Return the whole profile, for the person themselves.
+
+        Raises:
+            NotFound: if it is erased.
+        """
+        row = await self._database.reader(profile_id).first(_by_id(profile_id))
+        if row is None:
+            raise NotFound("There is no such profile.")
+        return _profile(row)
+
+    async def listed(
+        self, name_prefix: str | None, attribute: tuple[str, str] | None, limit: int, cursor: str | None
+    ) -> bytes:
+        """Return a page of public views, newest first, as the JSON bytes to send.
+
+        Args:
+            name_prefix: only names that begin so, in any case.
+            attribute: only profiles that have this attribute with this value.
+            limit: items on the page.
+            cursor: where the page starts, from the page before.
+        """
+        filters: list[ColumnElement[bool]] = [profiles.c.erased_at.is_(None)]
+        if name_prefix:
+            pattern = name_prefix.lower().replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_") + "%"
+            filters.append(func.lower(profiles.c.name).like(pattern, escape="\\"))
+        if attribute:
+            key, value = attribute
+            filters.append(or_(*(json_contains(profiles.c.attributes, {key: reading}) for reading in _readings(value))))
+        scope = f"profiles {wire.encode([name_prefix, attribute]).decode()}"
+        after = self._cursors.open_id(scope, cursor)
+        if after is not None:
+            filters.append(profiles.c.profile_id < after)
+        statement = select(profiles).where(*filters).order_by(profiles.c.profile_id.desc()).limit(limit + 1)
+        generations = await self._generations()
+
+        async def load() -> Entry:
+            rows = await self._gather(statement, generations, limit)
+            page = self._cursors.page(
+                scope,
+                rows,
+                limit,
+                key=lambda row: str(row.profile_id),
+                item=lambda row: _profile(row).public_view(),
+            )
+            return Entry(1, wire.encode(page))
+
+        key = f"{GENERATION}:{generations}:{scope}:{limit}:{after}"
+        return (await self._cache.read(LIST, key, load)).body or b""
+
+    async def change(self, profile_id: UUID, version: int, changes: dict[str, Any]) -> Profile:
+        """Apply `changes` (of name, bio, location, attributes) to the profile at `version`.
+
+        Raises:
+            NotFound: if it is erased.
+            PreconditionFailed: if it is not at `version` any more.
+        """
+        values = dict(changes)
+        if "location" in values:
+            location: Location | None = values.pop("location")
+            values |= {"lat": location.lat if location else None, "lon": location.lon if location else None}
+        async with self._database.writer(profile_id) as writer:
+            changed = await writer.run(
+                update(profiles)
+                .where(*_current(profile_id, version))
+                .values(**values, version=version + 1, updated_at=datetime.now(UTC))
+            )
+            row = await writer.first(_by_id(profile_id))
+            if row is None:
+                raise NotFound("There is no such profile.")
+            if not changed:
+                raise PreconditionFailed(STALE)
+            await outbox.append(writer, "profile.updated", profile_id=profile_id, subject_id=profile_id)
+        profile = _profile(row)
+        await self._written(profile)
+        return profile
+
+    async def erase(self, profile_id: UUID, version: int) -> None:
+        """Erase the personal data of the profile at `version`; its orders stay, without it.
+
+        Ending the sessions is the caller's, `Sessions.end_all`.
+
+        Raises:
+            NotFound: if it is erased already.
+            PreconditionFailed: if it is not at `version` any more.
+        """
+        now = datetime.now(UTC)
+        async with self._database.writer(profile_id) as writer:
+            row = await writer.first(_by_id(profile_id).with_for_update())
+            if row is None:
+                raise NotFound("There is no such profile.")
+            if row.version != version:
+                raise PreconditionFailed(STALE)
+            await writer.run(
+                update(profiles)
+                .where(profiles.c.profile_id == profile_id)
+                .values(
+                    email=None,
+                    password_hash=None,
+                    name="",
+                    bio=None,
+                    lat=None,
+                    lon=None,
+                    attributes={},
+                    avatar_key=None,
+                    version=version + 1,
+                    updated_at=now,
+                    erased_at=now,
+                )
+            )
+            await outbox.append(writer, "profile.erased", profile_id=profile_id, subject_id=profile_id)
+        await self._directory.release(row.email)
+        await self._cache.put(PROFILE, str(profile_id), Entry(version + 1, None))
+        await self._raise_generation(profile_id)
+
+    async def _written(self, profile: Profile) -> None:
+        await self._cache.put(PROFILE, str(profile.id), _entry(profile))
+        await self._raise_generation(profile.id)
+
+    async def _raise_generation(self, profile_id: UUID) -> None:
+        shard = self._database.shard_number(profile_id)
+        await self._cache.raise_generation(f"{GENERATION}:{shard}", context.current().positions.get(shard, 0))
+
+    async def _generations(self) -> list[int]:
+        return await self._cache.generations([f"{GENERATION}:{shard.number}" for shard in self._database.shards])
+
+    async def _gather(self, statement: Any, generations: list[int], limit: int) -> Sequence[Row[Any]]:
+        # Cached under the generations, so it must show at least what they stand for.
+        work = context.current()
+        for shard, generation in enumerate(generations):
+            work.reached(shard, generation)
+        pages = [await reader.all(statement) for reader in self._database.readers()]
+        rows = [row for page in pages for row in page]
+        return sorted(rows, key=lambda row: row.profile_id, reverse=True)[: limit + 1]
+
+
+def _by_id(profile_id: UUID) -> Any:
+    return select(profiles).where(profiles.c.profile_id == profile_id, profiles.c.erased_at.is_(None))
+
+
+def _current(profile_id: UUID, version: int) -> tuple[ColumnElement[bool], ...]:
+    return (profiles.c.profile_id == profile_id, profiles.c.version == version, profiles.c.erased_at.is_(None))
+
+
+def _readings(value: str) -> list[Any]:
+    """Return what `value` of `?attribute=key:value` may mean: the text itself, and the number or boolean it spells."""
+    try:
+        parsed = wire.decode(value)
+    except ValueError:
+        return [value]
+    return [value, parsed] if isinstance(parsed, int | float | bool) else [value]
+
+
+def _entry(profile: Profile) -> Entry:
+    return Entry(profile.version, wire.encode(profile.public_view()))
+
+
+def _columns(profile: Profile) -> dict[str, Any]:
+    return {
+        "profile_id": profile.id,
+        "email": profile.email,
+        "name": profile.name,
+        "bio": profile.bio,
+        "tier": profile.tier,
+        "role": profile.role,
+        "lat": profile.location.lat if profile.location else None,
+        "lon": profile.location.lon if profile.location else None,
+        "attributes": profile.attributes,
+        "version": profile.version,
+        "created_at": profile.created_at,
+        "updated_at": profile.updated_at,
+    }
+
+
+def _profile(row: Any) -> Profile:
+    return Profile(
+        id=row.profile_id,
+        email=row.email or "",
+        name=row.name,
+        bio=row.bio,
+        tier=row.tier,
+        role=row.role,
+        location=None if row.lat is None else Location(row.lat, row.lon),
+        attributes=row.attributes,
+        avatar_url=None if row.avatar_key is None else f"/api/v1/assets/{row.avatar_key}",
+        version=row.version,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+    )

@@ -1,0 +1,1 @@
+"""Reports: what was sold, as a read model fed by confirmed orders."""

@@ -1,0 +1,1 @@
+"""Sessions: signing in, being recognised, signing out everywhere."""

@@ -1,0 +1,249 @@
+"""The use cases of sessions. Redis answers every request; the shard keeps a copy, so losing Redis signs nobody out.
+
+Ended means deleted in both, the copy first: a session that is gone from the copy is never taken back into Redis.
+"""
+
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, delete, insert, select, true, update
+
+from app.core import context, wire
+from app.core.errors import Unauthenticated, Unavailable
+from app.core.ids import new_id
+from app.core.settings import SessionSettings
+from app.core.telemetry import BUSINESS_EVENTS
+from app.domain.profiles.rules import Profile
+from app.domain.profiles.service import Profiles
+from app.domain.profiles.tables import profiles
+from app.domain.sessions.rules import Session, SignedIn, new_token, read_token
+from app.domain.sessions.tables import sessions
+from app.scaling import outbox
+from app.scaling.database import Database
+from app.scaling.redis_link import RedisDown, RedisLink
+
+# A position matters until every healthy replica has passed it; a replica that lags by more than the largest allowed
+# lag (300 s in the settings) takes no reads.
+POSITIONS_TTL = 330  # seconds
+# The copy learns of use at most this often: idle time is then known to 5 minutes if Redis is lost.
+SEEN_EVERY = timedelta(minutes=5)
+
+# A new position never replaces a newer one: two requests of one profile may end in any order.
+_RAISE_POSITIONS = """
+for i = 1, #ARGV - 1, 2 do
+  local held = tonumber(redis.call('HGET', KEYS[1], ARGV[i]) or '0')
+  if tonumber(ARGV[i + 1]) > held then redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+end
+redis.call('EXPIRE', KEYS[1], ARGV[#ARGV])
+return 1
+"""
+
+
+class Sessions:
+    """Sessions over all shards.
+
+    Args:
+        database: keeps the copies.
+        link: the Redis that answers.
+        profiles: knows addresses and passwords.
+        settings: how long sessions live.
+    """
+
+    def __init__(self, database: Database, link: RedisLink, known: Profiles, settings: SessionSettings) -> None:
+        self._database = database
+        self._link = link
+        self._profiles = known
+        self._settings = settings
+        self._raise_positions = link.client.register_script(_RAISE_POSITIONS)
+
+    async def sign_in(self, email: str, password: str, user_agent: str) -> SignedIn:
+        """Begin a session.
+
+        Raises:
+            Unauthenticated: `invalid_credentials`, the same and as slow for an unknown address.
+        """
+        profile = await self._profiles.verify(email, password)
+        if profile is None:
+            BUSINESS_EVENTS.labels("sign_in", "refused").inc()
+            raise Unauthenticated("The e-mail address or the password is wrong.", code="invalid_credentials")
+        signed_in = self._begin(profile)
+        session = signed_in.session
+        async with self._database.writer(profile.id) as writer:
+            await writer.run(
+                insert(sessions).values(
+                    profile_id=profile.id,
+                    key=session.key,
+                    id=new_id(profile.id),
+                    user_agent=user_agent[:200],
+                    created_at=session.created_at,
+                    seen_at=session.created_at,
+                    expires_at=session.expires_at,
+                )
+            )
+        await self._keep(session)
+        BUSINESS_EVENTS.labels("sign_in", "accepted").inc()
+        return signed_in
+
+    async def find(self, token: str) -> Session | None:
+        """Return the session of a token, in one round trip to Redis, and note what its reads must have reached.
+
+        Without Redis, or where Redis has lost it, the copy on the shard answers.
+        """
+        parts = read_token(token)
+        if parts is None:
+            return None
+        profile_id, key = parts
+        try:
+            async with self._link.calling("session") as client:
+                pipeline = client.pipeline(transaction=False)
+                pipeline.getex(_name(profile_id, key), ex=self._settings.idle)
+                pipeline.hgetall(_positions(profile_id))
+                raw, positions = await pipeline.execute()
+        except RedisDown:
+            raw, positions = None, {}
+        work = context.current()
+        for shard, position in positions.items():
+            work.reached(int(shard), int(position))
+        if raw is None:
+            return await self._recover(profile_id, key)
+        session = _load(profile_id, key, raw)
+        return await self._seen(session) if session.expires_at > datetime.now(UTC) else None
+
+    async def listed(self, profile_id: UUID) -> list[dict[str, Any]]:
+        """Return the profile's sessions, newest first, as JSON-ready views with their `key`."""
+        now = datetime.now(UTC)
+        rows = await self._database.reader(profile_id).all(
+            select(sessions)
+            .where(
+                sessions.c.profile_id == profile_id,
+                sessions.c.expires_at > now,
+                sessions.c.seen_at > now - timedelta(seconds=self._settings.idle) - SEEN_EVERY,
+            )
+            .order_by(sessions.c.created_at.desc())
+        )
+        return [
+            {
+                "key": row.key,
+                "id": row.id,
+                "user_agent": row.user_agent,
+                "created_at": row.created_at,
+                "last_seen_at": row.seen_at,
+                "expires_at": row.expires_at,
+            }
+            for row in rows
+        ]
+
+    async def end(self, session: Session) -> None:
+        """End one session, on every instance at once."""
+        await self._end(session.profile_id, sessions.c.key == session.key)
+
+    async def end_all(self, profile_id: UUID) -> None:
+        """End every session of the profile, on every instance at once."""
+        await self._end(profile_id, true())
+
+    async def forget(self, profile_id: UUID, keys: list[str]) -> None:
+        """Take ended sessions out of Redis.
+
+        Raises:
+            Unavailable: if Redis does not answer; then they must be forgotten later, before it answers with them again.
+        """
+        try:
+            async with self._link.calling("session") as client:
+                await client.delete(*(_name(profile_id, key) for key in keys))
+        except RedisDown as error:
+            raise Unavailable("Redis does not answer.", code="redis_down") from error
+
+    async def remember_positions(self, profile_id: UUID, positions: dict[int, int]) -> None:
+        """Let every later request of the profile, on any instance, see what was just written."""
+        arguments = [value for pair in positions.items() for value in pair]
+        try:
+            async with self._link.calling("positions"):
+                await self._raise_positions(keys=[_positions(profile_id)], args=[*arguments, POSITIONS_TTL])
+        except RedisDown:
+            return  # the Consistency-Token in the response still says it
+
+    def _begin(self, profile: Profile) -> SignedIn:
+        token, key = new_token(profile.id)
+        now = datetime.now(UTC)
+        expires_at = now + timedelta(seconds=self._settings.absolute)
+        return SignedIn(token, Session(profile.id, key, profile.tier, profile.role, now, now, expires_at))
+
+    async def _seen(self, session: Session) -> Session:
+        """Tell the copy that the session is in use; what cannot be told now is told by a later request."""
+        now = datetime.now(UTC)
+        if now - session.seen_at < SEEN_EVERY:
+            return session
+        try:
+            async with self._database.writer(session.profile_id) as writer:
+                await writer.run(
+                    update(sessions)
+                    .where(sessions.c.profile_id == session.profile_id, sessions.c.key == session.key)
+                    .values(seen_at=now)
+                )
+        except Unavailable:
+            return session
+        session = replace(session, seen_at=now)
+        await self._keep(session)
+        return session
+
+    async def _keep(self, session: Session) -> None:
+        seconds = min(self._settings.idle, int((session.expires_at - datetime.now(UTC)).total_seconds()))
+        try:
+            async with self._link.calling("session") as client:
+                await client.set(_name(session.profile_id, session.key), _dump(session), ex=max(1, seconds))
+        except RedisDown:
+            return  # the copy answers until it is back
+
+    async def _end(self, profile_id: UUID, which: ColumnElement[bool]) -> None:
+        async with self._database.writer(profile_id) as writer:
+            rows = await writer.all(select(sessions.c.key).where(sessions.c.profile_id == profile_id, which))
+            keys = [row.key for row in rows]
+            if not keys:
+                return
+            await writer.run(delete(sessions).where(sessions.c.profile_id == profile_id, which))
+            # If Redis is down now it may come back with the session in it: the message forgets it then.
+            await outbox.append(
+                writer, "session.ended", profile_id=profile_id, subject_id=profile_id, payload={"keys": keys}
+            )
+        with suppress(Unavailable):
+            await self.forget(profile_id, keys)
+
+    async def _recover(self, profile_id: UUID, key: str) -> Session | None:
+        now = datetime.now(UTC)
+        row = await self._database.reader(profile_id).first(
+            select(sessions, profiles.c.tier, profiles.c.role)
+            .join(profiles, profiles.c.profile_id == sessions.c.profile_id)
+            .where(
+                sessions.c.profile_id == profile_id,
+                sessions.c.key == key,
+                sessions.c.expires_at > now,
+                sessions.c.seen_at > now - timedelta(seconds=self._settings.idle) - SEEN_EVERY,
+                profiles.c.erased_at.is_(None),
+            )
+        )
+        if row is None:
+            return None
+        session = Session(profile_id, key, row.tier, row.role, row.created_at, row.seen_at, row.expires_at)
+        await self._keep(session)
+        return session
+
+
+def _name(profile_id: UUID, key: str) -> str:
+    return f"session:{{{profile_id}}}:{key}"
+
+
+def _positions(profile_id: UUID) -> str:
+    return f"positions:{{{profile_id}}}"
+
+
+def _dump(session: Session) -> bytes:
+    return wire.encode([session.tier, session.role, session.created_at, session.seen_at, session.expires_at])
+
+
+def _load(profile_id: UUID, key: str, raw: bytes) -> Session:
+    tier, role, *moments = wire.decode(raw)
+    created_at, seen_at, expires_at = map(datetime.fromisoformat, moments)
+    return Session(profile_id, key, tier, role, created_at, seen_at, expires_at)

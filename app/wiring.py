@@ -1,0 +1,103 @@
+"""The one composition root: what a process needs, opened in order and closed in reverse.
+
+API, worker, relay, command line and tests all open their `Resources` here and pass them on; nothing else builds a
+client, a pool or a service.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from app.core.settings import Settings
+from app.core.signing import Signer
+from app.domain.catalog.service import Catalog
+from app.domain.orders.invoicing import Invoices
+from app.domain.orders.mail import Mail
+from app.domain.orders.service import Orders
+from app.domain.payments.service import Payments
+from app.domain.profiles.directory import Directory
+from app.domain.profiles.passwords import Passwords
+from app.domain.profiles.service import Profiles
+from app.domain.reports.service import Reports
+from app.domain.sessions.service import Sessions
+from app.scaling.cache import Cache
+from app.scaling.database import Database
+from app.scaling.events import EventStream
+from app.scaling.lifecycle import Lifecycle
+from app.scaling.locks import Locks
+from app.scaling.paging import Cursors
+from app.scaling.ratelimit import RateLimiter
+from app.scaling.redis_link import RedisLink
+from app.scaling.storage import Storage
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """Everything that a process works with; one for a process, all of it bounded."""
+
+    settings: Settings
+    lifecycle: Lifecycle
+    database: Database
+    redis: RedisLink
+    cache: Cache
+    limiter: RateLimiter
+    storage: Storage
+    locks: Locks
+    events: EventStream
+    tokens: Signer
+    directory: Directory
+    passwords: Passwords
+    profiles: Profiles
+    sessions: Sessions
+    catalog: Catalog
+    orders: Orders
+    payments: Payments
+    invoices: Invoices
+    mail: Mail
+    reports: Reports
+
+
+@asynccontextmanager
+async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
+    """Open the resources of a process for the block. A dependency that is down is no reason not to open."""
+    async with AsyncExitStack() as stack:
+        secret = settings.service.secret
+        redis = RedisLink(settings.redis)
+        stack.push_async_callback(redis.stop)
+        database = Database(settings.database)
+        stack.push_async_callback(database.stop)
+        await database.start()
+        passwords = Passwords(settings.sessions)
+        stack.callback(passwords.stop)
+        payments = Payments(settings.payments)
+        stack.push_async_callback(payments.stop)
+
+        cache = Cache(redis)
+        cursors = Cursors(secret)
+        storage = Storage(settings.storage, secret, settings.service.public_url)
+        directory = Directory(database, secret)
+        profiles = Profiles(database, directory, cache, cursors, passwords)
+        catalog = Catalog(database, cache, cursors)
+        invoices = Invoices(database, storage)
+        yield Resources(
+            settings=settings,
+            lifecycle=Lifecycle(settings.service.ready_file),
+            database=database,
+            redis=redis,
+            cache=cache,
+            limiter=RateLimiter(redis, settings.rates.instances),
+            storage=storage,
+            locks=Locks(redis),
+            events=EventStream(redis),
+            tokens=Signer(secret, "consistency token"),
+            directory=directory,
+            passwords=passwords,
+            profiles=profiles,
+            sessions=Sessions(database, redis, profiles, settings.sessions),
+            catalog=catalog,
+            orders=Orders(database, catalog, storage, cursors),
+            payments=payments,
+            invoices=invoices,
+            mail=Mail(settings.mail, database, invoices),
+            reports=Reports(database),
+        )
