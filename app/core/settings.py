@@ -56,7 +56,15 @@ def _long_enough(value: SecretStr) -> SecretStr:
     return value
 
 
+def _redis(value: SecretStr) -> SecretStr:
+    parts = urlsplit(value.get_secret_value())
+    if parts.scheme not in {"redis", "rediss"} or not parts.hostname:
+        raise ValueError("must be redis://[:password@]host:port/database")
+    return value
+
+
 Split = BeforeValidator(_split)
+RedisUrl = Annotated[SecretStr, AfterValidator(_redis)]
 DatabaseUrl = Annotated[str, _url("postgresql")]
 Limit = Annotated[str, AfterValidator(_limit)]
 Networks = Annotated[tuple[IPvAnyNetwork, ...], NoDecode, Split]
@@ -67,8 +75,8 @@ class ShardAddress(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    primary: DatabaseUrl
-    replicas: tuple[DatabaseUrl, ...] = ()
+    primary: DatabaseUrl = Field(repr=False)
+    replicas: tuple[DatabaseUrl, ...] = Field(default=(), repr=False)
     first: int = Field(ge=0, lt=LOGICAL_SHARDS)
     last: int = Field(ge=0, lt=LOGICAL_SHARDS)
 
@@ -139,8 +147,8 @@ class RedisSettings(_Group):
 
     model_config = SettingsConfigDict(env_prefix="REDIS_")
 
-    url: SecretStr
-    broker_url: SecretStr | None = None
+    url: RedisUrl
+    broker_url: RedisUrl | None = None
     timeout: float = Field(default=0.25, gt=0, le=10)  # seconds; a cache that answers later is not worth waiting for
     connections: int = Field(default=64, ge=1, le=10_000)
 
@@ -286,7 +294,6 @@ def _describe(group: type[_Group], problem: Any) -> str:
 
 def _contradictions(found: dict[str, Any]) -> list[str]:
     database: DatabaseSettings = found["database"]
-    redis: RedisSettings = found["redis"]
     problems = []
     try:
         held = sorted((shard.first, shard.last) for shard in database.shards)
@@ -301,10 +308,6 @@ def _contradictions(found: dict[str, Any]) -> list[str]:
     else:
         if expected != LOGICAL_SHARDS:
             problems.append(f"SHARDS: nobody holds the logical shards from {expected} to {LOGICAL_SHARDS - 1}")
-    for variable, url in (("REDIS_URL", redis.address), ("REDIS_BROKER_URL", redis.broker)):
-        parts = urlsplit(url)
-        if parts.scheme not in {"redis", "rediss"} or not parts.hostname:
-            problems.append(f"{variable}: must be redis://[:password@]host:port/database")
     return problems
 
 

@@ -17,6 +17,7 @@ from redis.commands.core import AsyncScript
 
 from app.core import context
 from app.core.telemetry import CACHE_LOADS, CACHE_READS
+from app.scaling.dialect import NEWEST
 from app.scaling.redis_link import RedisDown, RedisLink
 
 NEGATIVE_TTL = 10  # seconds that an unknown id stays unknown: long enough for a scan, short enough to forget a typo
@@ -125,6 +126,9 @@ class Cache:
 
     async def raise_generation(self, name: str, position: int) -> None:
         """Make every cached list of the family obsolete that was read before `position`."""
+        if position >= NEWEST:
+            # Not known: it would send every list to the primary for a day. Lists live for at most LIST.ttl seconds.
+            return
         try:
             async with self._link.calling("cache"):
                 await self._raise(keys=[f"generation:{name}"], args=[position, 24 * 3600])

@@ -56,8 +56,9 @@ class Reader:
     A statement whose node is lost under it is sent once more, to another node. Do not build one: `database.reader`.
     """
 
-    def __init__(self, shard: Shard) -> None:
+    def __init__(self, shard: Shard, *, newest: bool = False) -> None:
         self._shard = shard
+        self._newest = newest
 
     async def all(self, statement: Executable) -> Sequence[Row[Any]]:
         """Return all rows."""
@@ -71,7 +72,8 @@ class Reader:
     async def _run(self, statement: Executable) -> Sequence[Row[Any]]:
         lost: Node | None = None
         while True:
-            position = context.current().positions.get(self._shard.number, 0)
+            known = context.current().positions.get(self._shard.number, 0)
+            position = dialect.NEWEST if self._newest else known
             replica = self._shard.replicas.choose(position, besides=lost)
             try:
                 if replica is not None:
@@ -174,9 +176,15 @@ class Database:
             await shard.reads.engine.dispose()
             await shard.writes.dispose()
 
-    def reader(self, profile_id: UUID | None = None) -> Reader:
-        """Return a reader of the profile's shard, or of the catalog without one."""
-        return Reader(self._shard(profile_id))
+    def reader(self, profile_id: UUID | None = None, *, newest: bool = False) -> Reader:
+        """Return a reader of the profile's shard, or of the catalog without one.
+
+        Args:
+            profile_id: whose shard.
+            newest: see all that is committed, whoever committed it; only the primary can say that, so use it for rare
+                reads.
+        """
+        return Reader(self._shard(profile_id), newest=newest)
 
     @asynccontextmanager
     async def writer(self, profile_id: UUID | None = None) -> AsyncIterator[Writer]:
@@ -213,8 +221,7 @@ class Database:
             async with shard.writes.connect() as connection:
                 async with connection.begin():
                     yield Writer(connection, shard.number)
-                raw = await connection.get_raw_connection()
-                position = await dialect.commit_position(raw.driver_connection)
+                position = await _position(connection)
         except PoolTimeout as error:
             raise Unavailable("All connections to the database are in use; try again.", code="database_busy") from error
         except (DBAPIError, OSError, TimeoutError) as error:
@@ -224,3 +231,18 @@ class Database:
         work = context.current()
         work.reached(shard.number, position)
         work.wrote.add(shard.number)
+
+
+async def _position(connection: AsyncConnection) -> int:
+    """Return the position of what has just been committed.
+
+    A primary that is lost at this very moment has committed: that is success, and later reads of the work ask for the
+    newest position there can be, which only a primary has.
+    """
+    try:
+        raw = await connection.get_raw_connection()
+        return await dialect.commit_position(raw.driver_connection)
+    except (*dialect.DRIVER_ERRORS, DBAPIError, OSError, TimeoutError) as error:
+        if not dialect.is_lost(error):
+            raise
+        return dialect.NEWEST

@@ -16,17 +16,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from app.core import wire
 from app.core.settings import DatabaseSettings
 
-# One row a poll: where the replay stands, and how old the newest replayed commit is while more is waiting.
-# A replica that has replayed all that it received is not behind, however long the primary has been idle.
 _REPLICA_STATE = """
-    SELECT pg_last_wal_replay_lsn() - '0/0'::pg_lsn AS position,
-           CASE WHEN pg_last_wal_receive_lsn() IS NOT DISTINCT FROM pg_last_wal_replay_lsn() THEN 0
-                ELSE coalesce(extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()), 0)
-           END AS lag
+    SELECT pg_last_wal_replay_lsn() - '0/0'::pg_lsn AS replayed,
+           coalesce(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) - '0/0'::pg_lsn AS received
 """
 # Long enough for the transaction in front, which is a few statements long; short enough to answer 409 within the
 # deadline of a request instead of hanging on a lock.
 LOCK_TIMEOUT = "3000"  # milliseconds
+NEWEST = 2**62  # a position that no replica ever reaches
 _PRIMARY_POSITION = "SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn"
 
 
@@ -76,10 +73,10 @@ async def commit_position(driver_connection: asyncpg.Connection) -> int:
     return int(await driver_connection.fetchval(_PRIMARY_POSITION))
 
 
-async def replica_state(driver_connection: asyncpg.Connection) -> tuple[int, float]:
-    """Return how far a replica has replayed, and how many seconds that is behind."""
+async def replica_state(driver_connection: asyncpg.Connection) -> tuple[int, int]:
+    """Return up to which position a replica has replayed, and up to which it has received."""
     row = await driver_connection.fetchrow(_REPLICA_STATE)
-    return int(row["position"] or 0), float(row["lag"])
+    return int(row["replayed"] or 0), int(row["received"] or 0)
 
 
 def insert_ignore(table: Table) -> Insert:

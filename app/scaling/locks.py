@@ -52,6 +52,8 @@ class Locks:
         finally:
             working.cancel()
             renewing.cancel()
+            # Work that is being cancelled may still write: the lock is held until it has ended.
+            await asyncio.gather(working, renewing, return_exceptions=True)
             with suppress(LockError, RedisError, OSError):
                 await lock.release()
 

@@ -63,41 +63,42 @@ class Breaker:
         Raises:
             Refused: at once, while the breaker is open or another call is probing.
         """
-        self._admit()
+        probe = self._admit()
         try:
             yield
         except failures as error:
-            self._failed(error)
+            self._failed(error, probe=probe)
             raise
         except (asyncio.CancelledError, GeneratorExit):
-            self._probing = False  # the caller went away: nothing was learnt, the next call may probe
+            if probe:
+                self._probing = False  # the caller went away: nothing was learnt, the next call may probe
             raise
         except BaseException:
-            self._succeeded()
+            self._succeeded(probe=probe)
             raise
         else:
-            self._succeeded()
+            self._succeeded(probe=probe)
 
-    def _admit(self) -> None:
+    def _admit(self) -> bool:
+        """Return whether the call is the probe of a breaker that is not closed."""
         if self.state == pybreaker.STATE_CLOSED:
-            return
+            return False
         if self._probing or asyncio.get_running_loop().time() < self._probe_at:
             raise Refused(f"{self.name} is not available right now; try again.")
         self._probing = True
         self._states.half_open()
+        return True
 
-    def _succeeded(self) -> None:
-        was = self.state
-        self._probing = False
-        if was != pybreaker.STATE_OPEN:  # a call that was under way when it opened does not close it
-            self._states.call(lambda: None)
-        if was == pybreaker.STATE_HALF_OPEN:
+    def _succeeded(self, *, probe: bool) -> None:
+        if self._outdated(probe=probe):
+            return
+        self._states.call(lambda: None)
+        if probe:
+            self._probing = False
             self._tell(opened=False)
 
-    def _failed(self, error: BaseException) -> None:
-        was = self.state
-        self._probing = False
-        if was == pybreaker.STATE_OPEN:
+    def _failed(self, error: BaseException, *, probe: bool) -> None:
+        if self._outdated(probe=probe):
             return
 
         def fail() -> None:
@@ -107,9 +108,14 @@ class Breaker:
             self._states.call(fail)
         except type(error):
             pass
+        self._probing = False
         if self.state == pybreaker.STATE_OPEN:
             self._probe_at = asyncio.get_running_loop().time() + self._reset_after
             self._tell(opened=True)
+
+    def _outdated(self, *, probe: bool) -> bool:
+        """Return whether the call was under way when the breaker opened: from then on only the probe speaks for it."""
+        return not probe and self.state != pybreaker.STATE_CLOSED
 
     def _tell(self, *, opened: bool) -> None:
         BREAKER_OPEN.labels(self.name).set(opened)
@@ -178,7 +184,7 @@ class Outbound:
         try:
             async with self.breaker.guard(*self._failures):
                 outcome = "error"
-                async with asyncio.timeout(context.current().remaining(self._timeout)):
+                async with asyncio.timeout(min(self._timeout, context.current().remaining(self._timeout))):
                     answer = await attempt()
                 outcome = "ok"
                 return answer

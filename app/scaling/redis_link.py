@@ -50,7 +50,7 @@ class RedisLink:
 
     async def stop(self) -> None:
         """Close all connections."""
-        await self.client.aclose()
+        await self.client.aclose(close_connection_pool=True)  # a pool that was handed in stays open otherwise
 
     @asynccontextmanager
     async def calling(self, purpose: str) -> AsyncIterator[Any]:

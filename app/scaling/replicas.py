@@ -115,10 +115,17 @@ class ReplicaSet:
 
     async def _follow(self, replica: Replica, url: str, looked: asyncio.Event) -> None:
         connection = await dialect.connect(url, self._settings, name="watcher")
+        # Behind since when, and what it had received by then. The server's own clock of replayed commits would count
+        # the time in which nothing was committed as lag.
+        waiting_for, since = 0, 0.0
         try:
             while True:
-                position, lag = await dialect.replica_state(connection)
-                replica.position = max(replica.position, position)
+                replayed, received = await dialect.replica_state(connection)
+                now = asyncio.get_running_loop().time()
+                if replayed >= waiting_for:
+                    waiting_for, since = received, now
+                lag = now - since if replayed < waiting_for else 0.0
+                replica.position = max(replica.position, replayed)
                 replica.lag = lag
                 REPLICA_LAG.labels(self._shard, replica.name).set(lag)
                 behind = lag > self._settings.replica_max_lag

@@ -187,9 +187,9 @@ class Catalog:
                 place,
             )
             if isinstance(outcome, OutOfStock):
-                await self._settle(writer, order_id, REFUSED, ())
+                await self._settle(writer, order_id, REFUSED, [str(product_id) for product_id in outcome.product_ids])
                 return outcome
-            await self._settle(writer, order_id, RESERVED, outcome.allocations)
+            await self._settle(writer, order_id, RESERVED, _told(outcome.allocations))
             moved = await self._move(writer, outcome.allocations, sign=-1)
         await self._refresh(moved)
         return outcome
@@ -205,7 +205,7 @@ class Catalog:
             if row is None:
                 return
             allocations = _allocations(row)
-            await self._settle(writer, order_id, RELEASED, allocations)
+            await self._settle(writer, order_id, RELEASED, _told(allocations))
             moved = await self._move(writer, allocations, sign=1)
         await self._refresh(moved)
 
@@ -244,17 +244,19 @@ class Catalog:
 
     async def _answered(self, writer: Writer, order_id: UUID, wanted: Sequence[Wanted]) -> Reserved | OutOfStock:
         row = await writer.first(select(reservations).where(reservations.c.order_id == order_id))
-        if row is None or row.state in {REFUSED, RELEASED}:
+        if row is None or row.state == RELEASED:
             return OutOfStock(tuple(line.product_id for line in wanted))
+        if row.state == REFUSED:
+            return OutOfStock(tuple(UUID(product_id) for product_id in row.allocations))
         return Reserved(_allocations(row))
 
-    async def _settle(self, writer: Writer, order_id: UUID, state: str, allocations: Iterable[Allocation]) -> None:
+    async def _settle(self, writer: Writer, order_id: UUID, state: str, allocations: list[Any]) -> None:
         await writer.run(
             update(reservations)
             .where(reservations.c.order_id == order_id)
             .values(
                 state=state,
-                allocations=[[str(a.product_id), str(a.warehouse_id), a.quantity] for a in allocations],
+                allocations=allocations,
                 updated_at=datetime.now(UTC),
             )
         )
@@ -285,6 +287,10 @@ class Catalog:
         await self._refresh(written)
         position = context.current().positions.get(CATALOG_SHARD, 0)
         await self._cache.raise_generation(GENERATION, position)
+
+
+def _told(allocations: Iterable[Allocation]) -> list[Any]:
+    return [[str(each.product_id), str(each.warehouse_id), each.quantity] for each in allocations]
 
 
 def _allocations(row: Row[Any]) -> tuple[Allocation, ...]:

@@ -85,7 +85,7 @@ reservations = Table(
     metadata,
     Column("order_id", Uuid, nullable=False),
     Column("state", String(16), nullable=False),  # reserved, refused, released, dispatched
-    Column("allocations", JSON, nullable=False),
+    Column("allocations", JSON, nullable=False),  # [product, warehouse, pieces] each; of a refusal, the products short
     Column("warehouse_id", Uuid),  # the one that is told to ship; it ships the most pieces
     Column("created_at", DateTime(timezone=True), nullable=False),
     Column("updated_at", DateTime(timezone=True), nullable=False),

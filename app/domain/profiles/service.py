@@ -52,7 +52,11 @@ class Profiles:
             Unavailable: if hashing is at its bound.
         """
         profile_id = await self._directory.find(email)
-        row = None if profile_id is None else await self._database.reader(profile_id).first(_by_id(profile_id))
+        row = (
+            None
+            if profile_id is None
+            else await self._database.reader(profile_id, newest=True).first(_by_id(profile_id))
+        )
         known = await self._passwords.matches(None if row is None else row.password_hash, password)
         return _profile(row) if known else None
 

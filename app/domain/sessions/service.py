@@ -83,6 +83,8 @@ class Sessions:
                     expires_at=session.expires_at,
                 )
             )
+        # From here on this is their work: what it wrote, their next request sees.
+        context.current().profile_id = profile.id
         await self._keep(session)
         BUSINESS_EVENTS.labels("sign_in", "accepted").inc()
         return signed_in
@@ -171,29 +173,32 @@ class Sessions:
         expires_at = now + timedelta(seconds=self._settings.absolute)
         return SignedIn(token, Session(profile.id, key, profile.tier, profile.role, now, now, expires_at))
 
-    async def _seen(self, session: Session) -> Session:
+    async def _seen(self, session: Session) -> Session | None:
         """Tell the copy that the session is in use; what cannot be told now is told by a later request."""
         now = datetime.now(UTC)
         if now - session.seen_at < SEEN_EVERY:
             return session
         try:
             async with self._database.writer(session.profile_id) as writer:
-                await writer.run(
+                known = await writer.run(
                     update(sessions)
                     .where(sessions.c.profile_id == session.profile_id, sessions.c.key == session.key)
                     .values(seen_at=now)
                 )
         except Unavailable:
             return session
+        if not known:
+            return None  # it was ended between the two
         session = replace(session, seen_at=now)
-        await self._keep(session)
+        await self._keep(session, again=True)
         return session
 
-    async def _keep(self, session: Session) -> None:
+    async def _keep(self, session: Session, *, again: bool = False) -> None:
         seconds = min(self._settings.idle, int((session.expires_at - datetime.now(UTC)).total_seconds()))
         try:
             async with self._link.calling("session") as client:
-                await client.set(_name(session.profile_id, session.key), _dump(session), ex=max(1, seconds))
+                # Again means over what is there: a session that is ended at this moment does not come back.
+                await client.set(_name(session.profile_id, session.key), _dump(session), ex=max(1, seconds), xx=again)
         except RedisDown:
             return  # the copy answers until it is back
 
@@ -208,6 +213,8 @@ class Sessions:
             await outbox.append(
                 writer, "session.ended", profile_id=profile_id, subject_id=profile_id, payload={"keys": keys}
             )
+        # The position first: whoever misses the session from here on asks a replica that knows of its end.
+        await self.remember_positions(profile_id, context.current().positions)
         with suppress(Unavailable):
             await self.forget(profile_id, keys)
 
