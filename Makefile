@@ -1,0 +1,61 @@
+# Everything that a person types here. `make run` and `make test` need Python 3.11+, make and a package index, nothing else.
+
+PYTHON ?= python3
+# The one tool that is not in uv.lock, because it reads it.
+UV := uv==0.13.8
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+# A home that cannot be written (a service account, a container) gets its cache beside the packages.
+export UV_CACHE_DIR ?= $(shell [ -w "$${HOME:-/nonexistent}" ] || echo "$(CURDIR)/.venv/.cache")
+ifeq ($(UV_CACHE_DIR),)
+unexport UV_CACHE_DIR
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run stop down status test check clean
+.SILENT:
+# Half a virtual environment must not look like a whole one.
+.DELETE_ON_ERROR:
+
+help: ## This list
+	sed -n 's/^\([a-z ]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+	echo "  Settings: PORT=8001 INSTANCES=3 WORKERS=2 RELAYS=2 REPLICAS=1 RELOAD=1 PYTHON=python3.12"
+
+setup: $(STAMP) ## Install Python packages and servers into .venv (the others do it themselves)
+
+run: $(STAMP) ## Start the whole cluster and say what to try; Ctrl-C stops it
+	exec $(BIN)/scaleout up
+
+stop down: $(STAMP) ## Stop the cluster; its data stays
+	$(BIN)/scaleout down
+
+status: $(STAMP) ## Show every process of the cluster
+	$(BIN)/scaleout status
+
+test: $(STAMP) ## All tests, against a cluster of their own on free ports
+	$(BIN)/python -m pytest
+
+check: $(STAMP) ## Lint, format, types, import order, migrations
+	echo "ruff"; $(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet .
+	echo "mypy"; $(BIN)/mypy --no-error-summary
+	echo "import-linter"; said=$$($(BIN)/lint-imports --no-logo) || { echo "$$said"; exit 1; }
+	echo "migrations"; $(BIN)/python -m app.cli migrate --check
+
+clean: ## Stop the cluster and remove its data, .venv and caches
+	[ ! -x $(BIN)/scaleout ] || $(BIN)/scaleout down --wipe
+	rm -rf .venv .cluster .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+$(STAMP): uv.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1 || true). Name another: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "This Python cannot make virtual environments. On Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	echo "Installing into .venv: the Python packages of uv.lock and the servers (PostgreSQL, Redis, NGINX) …"
+	[ -x $(BIN)/python ] && $(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --no-cache-dir --disable-pip-version-check $(UV)
+	# A dot every two seconds, for people: a slow line takes minutes for the servers.
+	if [ -t 1 ]; then while sleep 2; do printf .; done & dots=$$!; fi; \
+	  $(BIN)/uv sync --frozen --quiet --compile-bytecode; status=$$?; \
+	  [ -z "$$dots" ] || { kill $$dots; echo; }; exit $$status
+	touch $@

@@ -1,0 +1,295 @@
+"""The command line `scaleout`: the local cluster, the database, and the four processes that the service consists of.
+
+It only translates: options into arguments, errors into one sentence and an exit code. Nothing heavy is imported before
+a command needs it, so that `scaleout --help` answers at once and an instance does not carry what only a laptop needs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from deploy.local.cluster import Cluster
+
+# Where the cluster lives: in the directory that the command is typed in, as Git does with .git.
+FOLDER = Path(".cluster")
+
+Name = Annotated[
+    str, typer.Argument(help="A process, as `scaleout status` names it: api-1, primary, redis, …", show_default=False)
+]
+Reload = Annotated[bool, typer.Option("--reload", help="Restart when the code changes, for people who work on it.")]
+
+cli = typer.Typer(
+    name="scaleout",
+    help="A profile and order service that scales horizontally: run it here, look at it, break it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+@cli.command(rich_help_panel="Local cluster")
+def up(
+    *,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when everything is ready.")] = False,
+    port: Annotated[int, typer.Option(envvar="PORT", min=1, max=65535, help="The port of NGINX.")] = 8000,
+    instances: Annotated[int, typer.Option(envvar="INSTANCES", min=1, max=16, help="API processes.")] = 2,
+    workers: Annotated[int, typer.Option(envvar="WORKERS", min=1, max=16, help="Worker processes.")] = 1,
+    relays: Annotated[int, typer.Option(envvar="RELAYS", min=1, max=8, help="Outbox relays.")] = 1,
+    replicas: Annotated[int, typer.Option(envvar="REPLICAS", min=0, max=8, help="Streaming replicas.")] = 2,
+    reload: Annotated[bool, typer.Option("--reload", envvar="RELOAD", help="Restart when the code changes.")] = False,
+) -> None:
+    """Start the whole cluster on this machine; Ctrl-C stops it."""
+    with _cluster_errors():
+        from deploy.local import terminal  # noqa: PLC0415 - see the module's docstring, here and below
+        from deploy.local.cluster import Cluster  # noqa: PLC0415
+        from deploy.local.programs import Sizes  # noqa: PLC0415
+
+        sizes = Sizes(instances=instances, workers=workers, relays=relays, replicas=replicas)
+        code = terminal.up(Cluster(FOLDER, port=port, sizes=sizes, reload=reload), detach=detach)
+    raise typer.Exit(code)
+
+
+@cli.command(rich_help_panel="Local cluster")
+def down(*, wipe: Annotated[bool, typer.Option("--wipe", help="Remove all data too.")] = False) -> None:
+    """Stop the cluster; its data stays for the next start."""
+    with _cluster_errors():
+        from deploy.local import terminal  # noqa: PLC0415
+
+        terminal.down(_cluster(), wipe=wipe)
+
+
+@cli.command(rich_help_panel="Local cluster")
+def status(*, as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+    """Show every process; the exit code is 0 only when all are ready."""
+    with _cluster_errors():
+        from deploy.local import terminal  # noqa: PLC0415
+
+        code = terminal.status(_cluster(), as_json=as_json)
+    raise typer.Exit(code)
+
+
+@cli.command(rich_help_panel="Local cluster")
+def stop(name: Name) -> None:
+    """Stop one process and keep it down, to see how the others take it."""
+    with _cluster_errors():
+        _cluster().stop(name)
+    typer.echo(f"{name} is down until: scaleout start {name}")
+
+
+@cli.command(rich_help_panel="Local cluster")
+def start(name: Name) -> None:
+    """Start a stopped process again and wait until it is ready."""
+    with _cluster_errors():
+        cluster = _cluster()
+        cluster.start(name)
+        typer.echo(f"{name} is ready (process {cluster.process(name).pid})")
+
+
+@cli.command(rich_help_panel="Local cluster")
+def logs(
+    name: Name,
+    *,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the last lines.")] = 50,
+) -> None:
+    """Show the log of one process."""
+    with _cluster_errors():
+        from deploy.local import terminal  # noqa: PLC0415
+
+        terminal.logs(_cluster(), name, lines=lines, follow=follow)
+
+
+@cli.command(rich_help_panel="Database")
+def migrate(
+    *,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only compare the migrations with the models, on an empty database.")
+    ] = False,
+) -> None:
+    """Bring every shard's tables up to date; the running cluster's, unless the environment names a database."""
+    with _cluster_errors(), _settings_errors():
+        from migrations import runner  # noqa: PLC0415
+
+        if check:
+            differences = _compare_on_an_empty_database()
+            for difference in differences:
+                typer.echo(difference, err=True)
+            if differences:
+                _fail("Models and migrations differ: write a migration for the lines above.")
+            typer.echo("Models and migrations agree.")
+            return
+        from app.core.settings import load_settings  # noqa: PLC0415
+
+        _use_the_running_cluster()
+        runner.upgrade(load_settings())
+
+
+@cli.command(rich_help_panel="Database")
+def seed() -> None:
+    """Fill in the demonstration data; what is there already stays."""
+    with _cluster_errors(), _settings_errors():
+        from app import seed as seeding  # noqa: PLC0415
+
+        _use_the_running_cluster()
+        seeding.run()
+
+
+@cli.command(rich_help_panel="Processes")
+def api(
+    *,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port to listen on.")] = 8000,
+    reload: Reload = False,
+) -> None:
+    """Run one instance of the API."""
+    with _settings_errors():
+        import uvicorn  # noqa: PLC0415
+
+        from app.core.settings import load_settings  # noqa: PLC0415
+
+        # uvicorn would print a traceback for a bad setting; read them once before it starts.
+        load_settings()
+        uvicorn.run(
+            "app.main:create_app",
+            factory=True,
+            host=host,
+            port=port,
+            loop="uvloop",
+            http="httptools",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            # Longer than NGINX keeps an idle connection (60 s): the side that sends requests must close first.
+            timeout_keep_alive=75,
+            # Twice a request's deadline; the supervisor and Kubernetes kill after 30 s.
+            timeout_graceful_shutdown=20,
+            backlog=2048,
+            reload=reload,
+            reload_dirs=[str(Path(__file__).parent)] if reload else None,
+        )
+
+
+@cli.command(rich_help_panel="Processes")
+def worker(*, reload: Reload = False) -> None:
+    """Run one worker, which does the tasks that events ask for."""
+    _reloading("worker", reload=reload)
+    with _settings_errors():
+        from workers.main import run_worker  # noqa: PLC0415
+
+        run_worker()
+
+
+@cli.command(rich_help_panel="Processes")
+def relay(*, reload: Reload = False) -> None:
+    """Run one relay, which takes events from the outbox to the workers."""
+    _reloading("relay", reload=reload)
+    with _settings_errors():
+        from workers.relay import run  # noqa: PLC0415
+
+        run()
+
+
+@cli.command(rich_help_panel="Processes")
+def scheduler(*, reload: Reload = False) -> None:
+    """Run the scheduler, which starts what has to happen at a time; one in all."""
+    _reloading("scheduler", reload=reload)
+    with _settings_errors():
+        from workers.schedule import run  # noqa: PLC0415
+
+        run()
+
+
+def main() -> None:
+    """Run the command line."""
+    cli()
+
+
+def _cluster() -> Cluster:
+    from deploy.local.cluster import Cluster  # noqa: PLC0415
+
+    return Cluster(FOLDER)
+
+
+def _use_the_running_cluster() -> None:
+    """Take the running cluster's environment for what this shell does not set itself."""
+    stored = FOLDER / "env.json"
+    if "DATABASE_URL" not in os.environ and stored.exists():
+        for name, value in json.loads(stored.read_bytes()).items():
+            os.environ.setdefault(name, value)
+
+
+def _compare_on_an_empty_database() -> list[str]:
+    from deploy.local.cluster import Cluster  # noqa: PLC0415
+    from deploy.local.programs import Sizes  # noqa: PLC0415
+    from migrations import runner  # noqa: PLC0415
+
+    with tempfile.TemporaryDirectory(prefix="scaleout-check-") as folder:
+        cluster = Cluster(Path(folder) / "cluster", sizes=Sizes(kinds=("primary",)))
+        cluster.up()
+        try:
+            return runner.check(cluster.environment["DATABASE_URL"])
+        finally:
+            cluster.down(wipe=True)
+
+
+def _reloading(command: str, *, reload: bool) -> None:
+    """Run `command` in a child that is started anew at every change of the code, and never return; or do nothing."""
+    if not reload:
+        return
+    from watchfiles import PythonFilter, run_process  # noqa: PLC0415
+
+    checkout = Path(__file__).parents[1]
+    target = f"{sys.executable} -m app.cli {command}"
+    run_process(
+        checkout / "app", checkout / "workers", target=target, target_type="command", watch_filter=PythonFilter()
+    )
+    raise typer.Exit
+
+
+@contextmanager
+def _cluster_errors() -> Iterator[None]:
+    """Say what is wrong with the cluster in a sentence, without a traceback."""
+    from deploy.local import ClusterError  # noqa: PLC0415
+
+    try:
+        yield
+    except ClusterError as error:
+        _fail(str(error))
+    except ModuleNotFoundError as error:
+        _fail(f"The Python package {error.name} is not installed here; `make setup` installs all.")
+    except OSError as error:
+        # A full disk, a folder that may not be written: the system's words name it best.
+        _fail(f"{error.filename or 'The system'}: {error.strerror or error}")
+
+
+@contextmanager
+def _settings_errors() -> Iterator[None]:
+    """Name each bad setting, without a traceback."""
+    from app.core.settings import SettingsError  # noqa: PLC0415
+
+    try:
+        yield
+    except SettingsError as error:
+        typer.echo(f"These settings keep it from starting:\n{error}", err=True)
+        raise typer.Exit(2) from error
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(message, err=True)
+    raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,327 @@
+"""Where the cluster keeps its things: the run folder, the data of the servers, passwords and ports.
+
+All files of the run folder are readable by their owner only and replaced atomically, so that a reader never sees half
+of one and a process killed while writing leaves the old one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import secrets as randomness
+import shutil
+import socket
+import stat
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from deploy.local import ClusterError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from deploy.local.servers import Account
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+HOST = "127.0.0.1"
+
+# sun_path holds 108 bytes on Linux and 104 on macOS, and supervisord first binds a name with its process id appended.
+LONGEST_SOCKET_PATH = 92
+
+# Ports are searched below 32768, where Linux (and macOS, from 49152) starts to hand out ports to outgoing connections.
+# A server's port in that range could be taken by a client while the server is restarting, and a client that retries
+# a dead port there can even connect to itself.
+FIRST_FREE_PORT, LAST_FREE_PORT = 20_000, 29_999
+
+# Tried first, so that addresses in notes and shells stay the same from day to day.
+USUAL_PORTS = {
+    "primary": 15432,
+    "replica": 15433,
+    "redis": 16379,
+    "api": 18001,
+    "payments": 18100,
+    "smtp": 18025,
+    "smtp-http": 18026,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The paths of one cluster.
+
+    `root` is the run folder (`.cluster`), `state` holds what the servers themselves write and must be able to reach: it
+    lies in `root`, except for root (the user) when an unprivileged account could not enter there.
+    """
+
+    root: Path
+    state: Path
+
+    @classmethod
+    def of(cls, directory: Path, account: Account | None) -> Self:
+        """Choose the folders for the cluster of `directory`; creates nothing.
+
+        `account` is the unprivileged account the servers run as, or None when they run as the caller.
+        """
+        root = directory.expanduser().resolve()
+        if account is None or _open_to_everyone(root.parent):
+            return cls(root, root / "state")
+        name = hashlib.sha256(os.fsencode(root)).hexdigest()[:12]
+        return cls(root, Path("/var/tmp") / f"scaleout-{name}")  # noqa: S108 - created 0711, ownership checked below
+
+    @property
+    def cluster(self) -> Path:
+        """Addresses and process ids, for people and tests; exists while the cluster runs."""
+        return self.root / "cluster.json"
+
+    @property
+    def programs(self) -> Path:
+        """What the supervisor runs: arguments, environment, log and address of each process."""
+        return self.root / "programs.json"
+
+    @property
+    def pids(self) -> Path:
+        """Process ids with their creation times, to recognise leftovers."""
+        return self.root / "pids.json"
+
+    @property
+    def environment(self) -> Path:
+        """The environment of our processes, for commands typed in a plain shell."""
+        return self.root / "env.json"
+
+    @property
+    def secrets(self) -> Path:
+        """The generated passwords."""
+        return self.root / "secrets.json"
+
+    @property
+    def ports(self) -> Path:
+        """The ports of the last start, kept when they are still free."""
+        return self.root / "ports.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held (flock) while the cluster starts, runs or stops."""
+        return self.root / "lock"
+
+    @property
+    def supervisor_config(self) -> Path:
+        """The supervisord.conf of this cluster."""
+        return self.root / "supervisord.conf"
+
+    @property
+    def socket(self) -> Path:
+        """The supervisor's XML-RPC socket; in a short folder of its own when the run folder's path is too long."""
+        inside = self.root / "supervisor.sock"
+        if len(os.fsencode(inside)) <= LONGEST_SOCKET_PATH:
+            return inside
+        name = hashlib.sha256(os.fsencode(self.root)).hexdigest()[:12]
+        return Path("/tmp") / f"scaleout-{os.getuid()}-{name}" / "supervisor.sock"  # noqa: S108 - 0700, checked
+
+    @property
+    def logs(self) -> Path:
+        """One log a process."""
+        return self.root / "logs"
+
+    @property
+    def storage(self) -> Path:
+        """Object storage as a folder."""
+        return self.root / "storage"
+
+    @property
+    def ready(self) -> Path:
+        """Files by which processes without a port say that they are ready."""
+        return self.root / "ready"
+
+    @property
+    def nginx(self) -> Path:
+        """NGINX's prefix: its configuration and its process id."""
+        return self.root / "nginx"
+
+    @property
+    def nginx_temp(self) -> Path:
+        """Where NGINX's workers put bodies that do not fit into memory."""
+        return self.state / "nginx"
+
+    @property
+    def data(self) -> Path:
+        """The folder that belongs to the servers' account: databases and Redis' append-only file."""
+        return self.state / "data"
+
+    @property
+    def seeded(self) -> Path:
+        """Marks that seeding was finished; lies with the data, so that it goes with the data."""
+        return self.state / "seeded"
+
+    @property
+    def migrated(self) -> Path:
+        """Holds the fingerprint of the migrations that the data has been through; lies with the data too."""
+        return self.state / "migrated"
+
+    def create_root(self) -> None:
+        """Make the run folder itself, where the lock lies.
+
+        Raises:
+            ClusterError: it cannot be written.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ClusterError(_cannot_write(error, self.root)) from error
+        if not os.access(self.root, os.W_OK):
+            raise ClusterError(_cannot_write(PermissionError(13, "Permission denied"), self.root))
+
+    def create(self, account: Account | None) -> None:
+        """Make the folders and hand those of the servers to `account`.
+
+        Raises:
+            ClusterError: a folder cannot be written, or a folder of the same name belongs to someone else.
+        """
+        outside = self.state.parent != self.root
+        if outside and not self.secrets.exists():
+            # The run folder was deleted by hand: without its passwords the data outside can never be opened again.
+            remove_tree(self.state)
+        try:
+            # 0711: the servers' account must pass through to its data, everything else in here is 0600 or 0700.
+            self.root.chmod(0o711 if account else 0o700)
+            _own_folder(self.state, 0o711 if account else 0o700)
+            for folder in (self.logs, self.storage, self.ready, self.nginx):
+                _own_folder(folder, 0o700)
+            if self.socket.parent != self.root:
+                _own_folder(self.socket.parent, 0o700)
+            for folder in (self.data, self.nginx_temp):
+                folder.mkdir(mode=0o700, exist_ok=True)
+                give(folder, account)
+        except OSError as error:
+            raise ClusterError(_cannot_write(error, self.root)) from error
+        (self.root / ".gitignore").write_text("*\n")
+
+    def wipe(self) -> None:
+        """Remove the run folder and all data."""
+        remove_tree(self.state)
+        if self.socket.parent != self.root:
+            remove_tree(self.socket.parent)
+        remove_tree(self.root)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Secrets:
+    """The passwords of one cluster: letters, digits, `-` and `_`, so that no file or URL needs to quote them."""
+
+    superuser: str
+    owner: str
+    replication: str
+    redis: str
+    application: str
+
+    @classmethod
+    def load(cls, layout: Layout) -> Self:
+        """Read the passwords of `layout`, or make them at the first start.
+
+        Raises:
+            ClusterError: the file is damaged, or is gone while the data that it opens is still there.
+        """
+        if layout.secrets.exists():
+            try:
+                return cls(**read_json(layout.secrets))
+            except (ValueError, TypeError) as error:
+                raise ClusterError(
+                    f"{layout.secrets} is damaged. `scaleout down --wipe` removes this cluster and its data."
+                ) from error
+        if (layout.data / "primary").exists():
+            raise ClusterError(
+                f"{layout.secrets} is gone, the data cannot be opened without it. `scaleout down --wipe` removes all."
+            )
+        made = cls(*(randomness.token_urlsafe(24) for _ in cls.__slots__))
+        write_json(layout.secrets, {name: getattr(made, name) for name in cls.__slots__})
+        return made
+
+
+def choose_ports(layout: Layout, names: Iterable[str], *, usual: bool) -> dict[str, int]:
+    """Give each of `names` (`primary`, `api-2`, …) a free port: the last start's, the usual one, or any.
+
+    `usual=False` skips the usual ones, so that clusters of tests stay out of the way of a person's.
+    """
+    last = read_json(layout.ports) if layout.ports.exists() else {}
+    chosen: dict[str, int] = {}
+    for name in names:
+        kind, _, number = name.rpartition("-") if name[-1].isdigit() else (name, "", "1")
+        candidates = [last[name]] if name in last else []
+        if usual:
+            candidates.append(USUAL_PORTS[kind] + int(number) - 1)
+        while not candidates or candidates[0] in chosen.values() or not port_is_free(candidates[0]):
+            candidates = candidates[1:] or [random.randint(FIRST_FREE_PORT, LAST_FREE_PORT)]
+        chosen[name] = candidates[0]
+    write_json(layout.ports, last | chosen)
+    return chosen
+
+
+def port_is_free(port: int) -> bool:
+    """Whether a server could listen on `port` of 127.0.0.1 now."""
+    with socket.socket() as probe:
+        # A port whose last connections are only waiting out their time is free for a server.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+            probe.listen(1)
+        except OSError:
+            return False
+    return True
+
+
+def give(path: Path, account: Account | None) -> None:
+    """Hand `path` to the servers' account, when there is one."""
+    if account:
+        os.chown(path, account.uid, account.gid)
+
+
+def write_private(path: Path, text: str, account: Account | None = None) -> None:
+    """Replace `path` by `text` in one step, readable by its owner (or `account`) only."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with suppress(FileNotFoundError):
+        draft.unlink()
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    give(draft, account)
+    draft.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_private` for a value that JSON can hold."""
+    write_private(path, json.dumps(value, indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file of ours; raises OSError and ValueError as `json.loads` does."""
+    return json.loads(path.read_bytes())
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder of ours, present or not; never follows a link."""
+    if path.is_symlink():
+        raise ClusterError(f"{path} is a link where a folder of the cluster should be. Remove it by hand.")
+    with suppress(FileNotFoundError):
+        shutil.rmtree(path)
+
+
+def _cannot_write(error: OSError, folder: Path) -> str:
+    return f"Cannot write {error.filename or folder}: {error.strerror}. Start in a folder that you may write."
+
+
+def _own_folder(path: Path, mode: int) -> None:
+    """Make `path`, or make sure that it is a real folder of the caller's: others may write to its parent."""
+    path.mkdir(mode=mode, exist_ok=True)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise ClusterError(f"{path} belongs to someone else. Remove it, or start in another folder.")
+    path.chmod(mode)
+
+
+def _open_to_everyone(folder: Path) -> bool:
+    """Whether any account may pass through `folder`; parts that do not exist yet will be made so."""
+    return all(not part.exists() or part.stat().st_mode & stat.S_IXOTH for part in (folder, *folder.parents))
