@@ -1,0 +1,140 @@
+"""JSON bodies, read strictly: one reading of every byte, or a problem that says what is wrong with it.
+
+What JSON readers disagree on is refused before anything is decided on it: duplicate names, NaN, lone surrogates, NUL
+characters, other encodings, and nesting deeper than any body of this API.
+"""
+
+import json
+import re
+from collections.abc import Callable, Coroutine
+from email.message import Message
+from typing import Any, NoReturn
+
+from fastapi.routing import APIRoute
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.core.errors import FieldError, Invalid
+
+DEEPEST = 16  # levels; the deepest body of this API has four
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+
+
+class JsonRequest(Request):
+    """A request whose body is read by `parse`, once, before the framework asks for it."""
+
+    _value: Any = None
+
+    async def parse(self) -> None:
+        """Read the body.
+
+        Raises:
+            Invalid: `unsupported_media_type`, `invalid_json`, or the string that holds what no string may.
+        """
+        body = await self.body()
+        if body:
+            _check_headers(self)
+            self._value = parse_json(body)
+
+    async def json(self) -> Any:
+        """Return what `parse` has read."""
+        return self._value
+
+
+class JsonRoute(APIRoute):
+    """A route that takes its body, if it has one, as strict JSON."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Read the body strictly, then go on as every route does. See FastAPI, "Custom Request and APIRoute class"."""
+        handle = super().get_route_handler()
+        if self.body_field is None:
+            return handle
+
+        async def read_and_handle(request: Request) -> Response:
+            strict = JsonRequest(request.scope, request.receive)
+            await strict.parse()
+            return await handle(strict)
+
+        return read_and_handle
+
+
+def parse_json(body: bytes) -> Any:
+    """Return the value of a JSON text in UTF-8.
+
+    Raises:
+        Invalid: `invalid_json`, or with the pointer of a string that holds a NUL or half a character.
+    """
+    try:
+        value = json.loads(body.decode(), object_pairs_hook=_object, parse_constant=_constant)
+    except RecursionError as error:
+        raise _too_deep() from error
+    except _NamedTwice as error:
+        raise Invalid("The body names a field of an object twice; name it once.", code="invalid_json") from error
+    except ValueError as error:  # not JSON, not UTF-8, NaN, or a number with thousands of digits
+        raise Invalid("The body is not valid JSON in UTF-8.", code="invalid_json") from error
+    _check_strings(value)
+    return value
+
+
+class _NamedTwice(ValueError):
+    """An object names a field twice; readers disagree on which one counts."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise _NamedTwice
+    return fields
+
+
+def _constant(name: str) -> NoReturn:
+    raise ValueError(name)
+
+
+def _too_deep() -> Invalid:
+    return Invalid(f"The body nests deeper than {DEEPEST} levels.", code="invalid_json")
+
+
+def _check_strings(value: Any) -> None:
+    # A stack of our own: the value may be nested as deep as the parser allows.
+    waiting: list[tuple[Any, str, int]] = [(value, "", 0)]
+    while waiting:
+        value, pointer, depth = waiting.pop()
+        if depth > DEEPEST:
+            raise _too_deep()
+        if isinstance(value, str):
+            if not is_text(value):
+                raise _not_text(pointer)
+        elif isinstance(value, dict):
+            for name, member in value.items():
+                if not is_text(name):
+                    raise _not_text(pointer)
+                waiting.append((member, f"{pointer}/{name.replace('~', '~0').replace('/', '~1')}", depth + 1))
+        elif isinstance(value, list):
+            waiting += [(member, f"{pointer}/{index}", depth + 1) for index, member in enumerate(value)]
+
+
+def is_text(value: str) -> bool:
+    """Return whether databases and other programs can hold the string: no NUL, no half of a surrogate pair."""
+    return _NO_TEXT.search(value) is None
+
+
+def _not_text(pointer: str) -> Invalid:
+    detail = "Must be Unicode text without NUL characters."
+    return Invalid(detail, fields=(FieldError(pointer, detail),))
+
+
+def _check_headers(request: Request) -> None:
+    header = Message()
+    header["content-type"] = request.headers.get("content-type", "")
+    subtype = header.get_content_subtype()
+    is_json = header.get_content_maintype() == "application" and (subtype == "json" or subtype.endswith("+json"))
+    charset = header.get_param("charset", "utf-8")
+    if not is_json or not isinstance(charset, str) or charset.lower() not in {"utf-8", "utf8", "us-ascii"}:
+        raise Invalid.field(
+            "header/Content-Type", "Send the body as application/json in UTF-8.", code="unsupported_media_type"
+        )
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise Invalid.field(
+            "header/Content-Encoding", "Send the body without compression.", code="unsupported_media_type"
+        )

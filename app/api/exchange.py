@@ -1,0 +1,125 @@
+"""One request and its answer, as the edge knows them: who called, from where, and what the answer must carry.
+
+The first middleware makes an `Exchange`, the later ones and the routes fill it in. What stands in it goes out with
+whatever answers in the end, a route or an error, so nobody has to wrap anybody to add a header.
+"""
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import cast
+from urllib.parse import urlsplit
+
+from pydantic.networks import IPvAnyNetwork
+from starlette.datastructures import Headers
+from starlette.types import Scope
+
+from app.core.context import Work
+from app.core.settings import ServiceSettings
+from app.domain.sessions.rules import Session
+from app.scaling.ratelimit import Verdict
+from app.wiring import Resources
+
+SESSION_COOKIE = "session"
+_KEY = "scaleout.exchange"
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request and its answer.
+
+    Attributes:
+        work: what the deeper rooms know of the request.
+        address: the client's, as far as it can be believed.
+        session: the caller's, or None for a stranger.
+        verdict: what the rate limit said, for the headers of the answer.
+        cookie: the value of `Set-Cookie`, if the answer sets or clears the session's.
+    """
+
+    work: Work
+    address: str
+    session: Session | None = None
+    verdict: Verdict | None = None
+    cookie: str | None = None
+
+    def judged(self, verdict: Verdict) -> None:
+        """Note what a limit said; of several the one that is nearest to refusing is worth telling.
+
+        Raises:
+            RateLimited: if the request does not fit.
+        """
+        if self.verdict is None or not verdict.allowed or verdict.remaining < self.verdict.remaining:
+            self.verdict = verdict
+        if not verdict.allowed:
+            raise verdict.error()
+
+
+def begin(scope: Scope, exchange: Exchange) -> None:
+    """Attach `exchange` to the request."""
+    scope[_KEY] = exchange
+
+
+def exchange_of(scope: Scope) -> Exchange:
+    """Return the exchange of a request that came through the middleware."""
+    return cast("Exchange", scope[_KEY])
+
+
+def resources_of(scope: Scope) -> Resources:
+    """Return what the lifespan has opened for the application that serves this request."""
+    return cast("Resources", scope["app"].state.resources)
+
+
+def client_address(scope: Scope, headers: Headers, trusted: tuple[IPvAnyNetwork, ...]) -> str:
+    """Return the address that the request came from.
+
+    That is the peer, unless the peer is a proxy of ours: then the last entry of `X-Forwarded-For` that is not one. The
+    entries before it were written by whoever is outside, and count for nothing.
+    """
+    client = scope.get("client")
+    address = client[0] if client else "unknown"
+    if not trusted or not _within(address, trusted):
+        return address
+    hops = [hop.strip() for value in headers.getlist("x-forwarded-for") for hop in value.split(",")]
+    for hop in reversed(hops):
+        try:
+            address = str(ip_address(hop))
+        except ValueError:  # our proxies write addresses only: from here on it is the outside speaking
+            break
+        if not _within(address, trusted):
+            break
+    return address
+
+
+def limit_subject(address: str) -> str:
+    """Return under what an address is counted: itself, or the /64 that it is in.
+
+    Whoever has one IPv6 address has 2**64 of them; counted one by one they would have as many limits.
+    """
+    parsed = _parse(address)
+    if parsed is None:
+        return address
+    return str(ip_network((parsed, 64), strict=False)) if isinstance(parsed, IPv6Address) else str(parsed)
+
+
+def _within(address: str, networks: tuple[IPvAnyNetwork, ...]) -> bool:
+    parsed = _parse(address)
+    return parsed is not None and any(parsed in network for network in networks)
+
+
+def _parse(address: str) -> IPv4Address | IPv6Address | None:
+    try:
+        parsed = ip_address(address)
+    except ValueError:  # a Unix socket has no address
+        return None
+    # A socket for both families shows IPv4 clients as ::ffff:198.51.100.1, all of them in one /64.
+    return (parsed.ipv4_mapped or parsed) if isinstance(parsed, IPv6Address) else parsed
+
+
+def session_cookie(token: str, seconds: int, settings: ServiceSettings) -> str:
+    """Return the `Set-Cookie` value that gives the browser `token` for so many seconds; none at all clears it."""
+    secure = "; Secure" if is_https(settings) else ""
+    return f"{SESSION_COOKIE}={token}; Max-Age={seconds}; Path=/; HttpOnly; SameSite=Lax{secure}"
+
+
+def is_https(settings: ServiceSettings) -> bool:
+    """Return whether clients reach this service over TLS."""
+    return urlsplit(settings.public_url).scheme == "https"

@@ -1,0 +1,331 @@
+"""What every request passes on its way in and every answer on its way out: pure ASGI, in one ordered list, `layers`.
+
+Whoever stops a request raises an error of `core/errors.py`; the outermost layer writes it as a problem. So an answer
+carries the request id, the security headers, the rate limit's and all others, whoever made it.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from time import perf_counter
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.requests import cookie_parser
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api import metrics, problems
+from app.api.exchange import (
+    SESSION_COOKIE,
+    Exchange,
+    begin,
+    client_address,
+    exchange_of,
+    is_https,
+    limit_subject,
+    resources_of,
+    session_cookie,
+)
+from app.core import context
+from app.core.errors import Forbidden, Invalid, ServiceError, TimedOut, TooLarge, Unauthenticated
+from app.core.settings import Settings
+from app.core.signing import BadSignature
+from app.core.telemetry import logger
+from app.domain.sessions.rules import Session
+from app.scaling.ratelimit import Policy
+
+log = logger(__name__)
+
+CLIENT_GONE = 499  # NGINX's number for an answer that nobody waited for; it appears in logs and metrics only
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+# For machines and for reading about the API: neither limited nor signed in, so that they answer when nothing else does.
+_EXEMPT = ("/health", "/metrics", "/docs", "/openapi.json")
+
+_SECURITY = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),  # for browsers that do not know frame-ancestors
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"permissions-policy", b"accelerometer=(), camera=(), geolocation=(), microphone=()"),
+)
+# An API's answers are data: whatever a browser is made to see in one, it runs nothing. /docs sets its own.
+_POLICY = b"default-src 'none'; frame-ancestors 'none'"
+# Two years, as browsers' preload lists ask for.
+_HSTS = (b"strict-transport-security", b"max-age=63072000; includeSubDomains")
+
+
+def layers(settings: Settings) -> list[Middleware]:
+    """Return the middleware in order, the outermost first."""
+    return [
+        # First, because it writes what all others raise, and times, logs and counts them.
+        Middleware(RequestEdge, settings=settings),
+        # Before anything that costs something: a body that is too long is refused unread.
+        Middleware(BodyLimit, limit=settings.service.body_limit),
+        # Around all that asks a dependency, the session's look-up included.
+        Middleware(Deadline),
+        # Last, because it asks Redis: by now the request is small and has its time.
+        Middleware(Callers, settings=settings),
+    ]
+
+
+class RequestEdge:
+    """Begins the exchange, and finishes whatever answer there is: headers, metrics, one line in the log."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._settings = settings.service
+        fixed = [*_SECURITY, (b"x-instance", settings.service.instance.encode())]
+        self._fixed = [*fixed, _HSTS] if is_https(settings.service) else fixed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request from its first byte to its line in the log."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = perf_counter()
+        method = metrics.method_of(scope)
+        headers = Headers(scope=scope)
+        work = context.Work(
+            request_id=context.request_id_from(headers.get("x-request-id")),
+            deadline=asyncio.get_running_loop().time() + self._settings.request_deadline,
+        )
+        exchange = Exchange(work, client_address(scope, headers, self._settings.trusted_proxies))
+        # A HEAD is a GET whose body stays here, so that no route has to know of it. A scope of our own, because the
+        # server goes on reading its own.
+        scope = {**scope, "method": "GET"} if method == "HEAD" else {**scope}
+        begin(scope, exchange)
+        outgoing = _Outgoing(send, self._finish(scope, exchange), bodiless=method == "HEAD")
+        try:
+            with context.working(work):
+                await self._serve(scope, receive, outgoing, headers)
+        finally:
+            seconds = metrics.record(scope, method, outgoing.status, outgoing.headers, started)
+            with context.working(work):
+                log.info(
+                    "request",
+                    method=method,
+                    route=metrics.template_of(scope),
+                    status=outgoing.status,
+                    duration_ms=round(seconds * 1000, 2),
+                )
+
+    async def _serve(self, scope: Scope, receive: Receive, outgoing: "_Outgoing", headers: Headers) -> None:
+        try:
+            self._read_token(scope, headers)
+            await self._app(scope, receive, outgoing)
+        except ServiceError as error:
+            if outgoing.begun:
+                raise
+            await problems.answer(error)(scope, receive, outgoing)
+        except Exception:  # the one place where a bug becomes an answer
+            log.exception("unhandled error", route=metrics.template_of(scope))
+            if outgoing.begun:  # half an answer: the server has to break off the connection, or it would look whole
+                raise
+            await problems.unexpected()(scope, receive, outgoing)
+
+    def _read_token(self, scope: Scope, headers: Headers) -> None:
+        token = headers.get("consistency-token")
+        if token is None:
+            return
+        try:
+            positions = resources_of(scope).tokens.open(token)
+        except BadSignature as error:
+            raise Invalid.field(
+                "header/Consistency-Token",
+                "This Consistency-Token is not one that this service gave out; leave it out.",
+                code="invalid_consistency_token",
+            ) from error
+        for shard, position in positions:
+            context.current().reached(shard, position)
+
+    def _finish(self, scope: Scope, exchange: Exchange) -> "Callable[[Message], Awaitable[Message]]":
+        async def finish(start: Message) -> Message:
+            work = exchange.work
+            headers: list[tuple[bytes, bytes]] = [*start.get("headers", []), *self._fixed]
+            headers.append((b"x-request-id", work.request_id.encode()))
+            if work.spans:
+                headers.append((b"server-timing", _timing(work)))
+            if exchange.verdict is not None:
+                headers += exchange.verdict.headers()
+            if exchange.cookie is not None:
+                headers.append((b"set-cookie", exchange.cookie.encode()))
+            if work.wrote:
+                headers.append((b"consistency-token", await _consistency(scope, work)))
+            _default(headers, b"content-security-policy", _POLICY)
+            _default(headers, b"cache-control", b"no-store")
+            caching = next(value for name, value in headers if name == b"cache-control")
+            if not caching.startswith(b"public"):
+                _default(headers, b"vary", b"Authorization, Cookie")
+            elif exchange.cookie is not None:  # a shared cache must not hand one client's cookie to another
+                headers = [pair for pair in headers if pair[0] != b"cache-control"]
+                headers.append((b"cache-control", b"private, no-cache"))
+            return {**start, "headers": headers}
+
+        return finish
+
+
+class _Outgoing:
+    """The answer on its way out: its start is finished, the body of a HEAD stays behind."""
+
+    def __init__(self, send: Send, finish: Callable[[Message], Awaitable[Message]], *, bodiless: bool) -> None:
+        self._send = send
+        self._finish = finish
+        self._bodiless = bodiless
+        self.begun = False
+        self.status = CLIENT_GONE
+        self.headers: list[tuple[bytes, bytes]] = []
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = await self._finish(message)
+            self.begun = True
+            self.status = message["status"]
+            self.headers = message["headers"]
+        elif self._bodiless and message["type"] == "http.response.body":
+            if message.get("more_body"):
+                return
+            message = {"type": "http.response.body", "body": b""}
+        await self._send(message)
+
+
+class BodyLimit:
+    """Refuses a body over `limit` bytes: by what it says of itself, or else as soon as it is longer."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on with its body counted."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "0")
+        if not (declared.isascii() and declared.isdigit()) or int(declared) > self._limit:
+            raise self._error()
+        seen = 0
+
+        async def counted() -> MutableMapping[str, Any]:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self._limit:
+                raise self._error()
+            return message
+
+        await self._app(scope, counted, send)
+
+    def _error(self) -> TooLarge:
+        return TooLarge(f"The body may have {self._limit} bytes at most.")
+
+
+class Deadline:
+    """Ends a request that nobody waits for any more, wherever it is."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on until its deadline."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            async with asyncio.timeout_at(exchange_of(scope).work.deadline) as deadline:
+                await self._app(scope, receive, send)
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise
+            raise TimedOut("The answer was not ready in time; look before you repeat a change.") from error
+
+
+class Callers:
+    """Finds out who calls, counts the request against the limit, and refuses what another site made a browser send."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._settings = settings.service
+        self._origin = _origin(settings.service.public_url)
+        rates = settings.rates
+        self._anonymous = Policy.parse("anonymous", rates.anonymous)
+        self._tiers = {name: Policy.parse(name, getattr(rates, name)) for name in ("free", "pro", "enterprise")}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on once its caller is known and within the limit."""
+        if scope["type"] == "http" and not scope["path"].startswith(_EXEMPT):
+            await self._admit(scope)
+        await self._app(scope, receive, send)
+
+    async def _admit(self, scope: Scope) -> None:
+        headers = Headers(scope=scope)
+        exchange = exchange_of(scope)
+        resources = resources_of(scope)
+        bearer = _bearer(headers)
+        cookie = None if bearer is not None else cookie_parser(headers.get("cookie", "")).get(SESSION_COOKIE)
+        token = bearer if bearer is not None else cookie
+        session = await resources.sessions.find(token) if token else None
+        if session is None:
+            # Counted before it is refused: tokens are not for guessing.
+            exchange.judged(await resources.limiter.take(self._anonymous, limit_subject(exchange.address)))
+            if bearer is not None:
+                raise Unauthenticated("This token is not valid (any more); sign in again.", code="invalid_token")
+            if cookie is not None:
+                exchange.cookie = session_cookie("", 0, self._settings)
+            return
+        self._signed_in(exchange, session)
+        policy = self._tiers.get(session.tier, self._tiers["free"])
+        exchange.judged(await resources.limiter.take(policy, str(session.profile_id)))
+        if cookie is not None and scope["method"] not in _SAFE:
+            self._check_origin(headers)
+
+    @staticmethod
+    def _signed_in(exchange: Exchange, session: Session) -> None:
+        exchange.session = session
+        exchange.work.profile_id = session.profile_id
+
+    def _check_origin(self, headers: Headers) -> None:
+        # A browser adds the cookie to what any page makes it send, but lets no page forge these headers.
+        origin, host = headers.get("origin"), headers.get("host")
+        if origin is not None:
+            genuine = origin == self._origin or (bool(host) and origin in {f"http://{host}", f"https://{host}"})
+        else:
+            genuine = headers.get("sec-fetch-site") in {"same-origin", "none"}
+        if not genuine:
+            raise Forbidden(
+                "With the cookie, a change must come from this site: send a same-origin Origin, or use the token.",
+                code="csrf_rejected",
+            )
+
+
+def _bearer(headers: Headers) -> str | None:
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
+
+
+def _origin(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _default(headers: list[tuple[bytes, bytes]], name: bytes, value: bytes) -> None:
+    if all(present != name for present, _ in headers):
+        headers.append((name, value))
+
+
+def _timing(work: context.Work) -> bytes:
+    return ", ".join(
+        f'{layer};desc="{span.description}";dur={span.milliseconds:.1f}' for layer, span in work.spans.items()
+    ).encode()
+
+
+async def _consistency(scope: Scope, work: context.Work) -> bytes:
+    """Return the token that later reads show what was just written by, and tell the caller's session the same."""
+    resources = resources_of(scope)
+    if work.profile_id is not None:
+        try:
+            await resources.sessions.remember_positions(work.profile_id, work.positions)
+        except ServiceError as error:  # what is committed stays committed; the token says the same
+            log.warning("positions not remembered", code=error.code)
+    return resources.tokens.sign(sorted(work.positions.items())).encode()

@@ -1,0 +1,152 @@
+"""Rate limits at the edge: an application in this process, with low limits, against the cluster's Redis."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from ipaddress import ip_network
+from itertools import count
+from uuid import uuid4
+
+import httpx
+import pytest
+from conftest import PASSWORD, Customer
+from expectations import check_problem
+
+from app.core.settings import Settings
+from app.main import create_app
+from app.wiring import Resources
+
+Make = Callable[..., Awaitable[Customer]]
+Connect = Callable[..., httpx.AsyncClient]
+_numbers = count(1)
+
+
+def fresh_address() -> str:
+    """An address that no other test has used: documentation addresses, so that windows of tests do not meet."""
+    number = next(_numbers)
+    return f"2001:db8:{uuid4().hex[:4]}:{uuid4().hex[:4]}::{number:x}"
+
+
+@pytest.fixture
+async def connect(settings: Settings, resources: Resources) -> AsyncIterator[Connect]:
+    """Connect from an address of one's choice to an instance with low limits that trusts the proxy 10.0.0.1."""
+    rates = settings.rates.model_copy(update={"anonymous": "3/minute", "free": "4/hour", "sign_in": "2/minute"})
+    service = settings.service.model_copy(update={"trusted_proxies": (ip_network("10.0.0.0/8"),)})
+    low = settings.model_copy(update={"rates": rates, "service": service})
+    app = create_app(low)
+    app.state.resources = replace(resources, settings=low)
+    opened: list[httpx.AsyncClient] = []
+
+    def make(address: str) -> httpx.AsyncClient:
+        transport = httpx.ASGITransport(app, client=(address, 1234))
+        opened.append(httpx.AsyncClient(transport=transport, base_url="http://testserver"))
+        return opened[-1]
+
+    yield make
+    for client in opened:
+        await client.aclose()
+
+
+async def test_strangers_are_limited_by_address(connect: Connect) -> None:
+    one, other = connect(fresh_address()), connect(fresh_address())
+    left = []
+    for _ in range(3):
+        answer = await one.get("/api/v1/products?limit=1")
+        assert answer.status_code == 200
+        assert answer.headers["ratelimit-policy"] == '"anonymous";q=3;w=60'
+        left.append(answer.headers["ratelimit"].split(";")[1])
+    assert left == ["r=2", "r=1", "r=0"]
+    refused = await one.get("/api/v1/products?limit=1")
+    check_problem(refused, 429, "rate_limited")
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    assert refused.headers["ratelimit"] == f'"anonymous";r=0;t={refused.headers["retry-after"]}'
+    assert refused.headers["x-content-type-options"] == "nosniff"
+    assert (await other.get("/api/v1/products?limit=1")).status_code == 200
+
+
+async def test_probes_and_documentation_are_never_limited(connect: Connect) -> None:
+    client = connect(fresh_address())
+    for _ in range(5):
+        answer = await client.get("/openapi.json")
+        assert answer.status_code == 200
+        assert "ratelimit" not in answer.headers
+
+
+async def test_customers_are_limited_by_profile_wherever_they_are(connect: Connect, new_customer: Make) -> None:
+    customer, other = await new_customer(), await new_customer()
+    headers = {"Authorization": f"Bearer {customer.token}"}
+    for _ in range(4):
+        answer = await connect(fresh_address()).get("/api/v1/profiles/me", headers=headers)
+        # The cluster's own instances count the same customer's requests, but against another quota.
+        if answer.status_code == 429:
+            break
+        assert answer.headers["ratelimit-policy"] == '"free";q=4;w=3600'
+    refused = await connect(fresh_address()).get("/api/v1/profiles/me", headers=headers)
+    check_problem(refused, 429, "rate_limited")
+    fine = await connect(fresh_address()).get("/api/v1/profiles/me", headers={"Authorization": f"Bearer {other.token}"})
+    assert fine.status_code == 200
+
+
+async def test_guessing_tokens_is_limited_like_everything_else(connect: Connect) -> None:
+    client = connect(fresh_address())
+    for _ in range(3):
+        answer = await client.get("/api/v1/orders", headers={"Authorization": "Bearer sct_" + "A" * 64})
+        check_problem(answer, 401, "invalid_token")
+    answer = await client.get("/api/v1/orders", headers={"Authorization": "Bearer sct_" + "B" * 64})
+    check_problem(answer, 429, "rate_limited")
+
+
+async def test_sign_in_is_limited_by_address(connect: Connect) -> None:
+    client = connect(fresh_address())
+    for _ in range(2):
+        body = {"email": f"{uuid4().hex}@example.com", "password": "a guess of somebody"}
+        check_problem(await client.post("/api/v1/sessions", json=body), 401, "invalid_credentials")
+    refused = await client.post("/api/v1/sessions", json=body | {"email": f"{uuid4().hex}@example.com"})
+    check_problem(refused, 429, "rate_limited")
+    assert refused.headers["ratelimit-policy"] == '"sign-in";q=2;w=60'
+
+
+@pytest.mark.sabotage(
+    path="app/api/sessions.py",
+    take_out="exchange.judged(await resources.limiter.take(policy, email_key(settings.service.secret, email)))",
+    put="pass",
+)
+async def test_sign_in_is_limited_by_account_from_wherever_it_is_tried(connect: Connect) -> None:
+    email = f"{uuid4().hex}@example.com"
+    for guess in ("first guess of it", "second guess of it"):
+        answer = await connect(fresh_address()).post("/api/v1/sessions", json={"email": email, "password": guess})
+        check_problem(answer, 401, "invalid_credentials")
+    spelled = {"email": email.upper(), "password": "third guess of it"}
+    check_problem(await connect(fresh_address()).post("/api/v1/sessions", json=spelled), 429, "rate_limited")
+
+
+async def test_a_forged_forwarded_for_gives_no_new_window(connect: Connect) -> None:
+    behind_proxy = connect("10.0.0.1")
+    address = fresh_address()
+    for number in range(3):
+        forwarded = {"X-Forwarded-For": f"198.51.100.{number}, {address}"}
+        assert (await behind_proxy.get("/api/v1/products?limit=1", headers=forwarded)).status_code == 200
+    for forged in ("203.0.113.77", "10.0.0.9", "unknown", "::ffff:1.2.3.4"):
+        answer = await behind_proxy.get(
+            "/api/v1/products?limit=1", headers={"X-Forwarded-For": f"{forged}, {address}", "X-Real-IP": forged}
+        )
+        check_problem(answer, 429, "rate_limited")
+    straight = connect(address)
+    answer = await straight.get("/api/v1/products?limit=1", headers={"X-Forwarded-For": "203.0.113.78"})
+    check_problem(answer, 429, "rate_limited")
+
+
+async def test_through_nginx_the_clients_own_forwarded_for_is_discarded(client: httpx.AsyncClient) -> None:
+    left = []
+    for number in range(3):
+        answer = await client.get("/api/v1/products?limit=1", headers={"X-Forwarded-For": f"203.0.113.{number}"})
+        left.append(int(answer.headers["ratelimit"].split(";")[1].removeprefix("r=")))
+    assert left[0] > left[1] > left[2]
+
+
+async def test_a_limit_does_not_lose_what_the_request_was(connect: Connect, new_customer: Make) -> None:
+    customer = await new_customer()
+    client = connect(fresh_address())
+    body = {"email": customer.email, "password": PASSWORD}
+    answer = await client.post("/api/v1/sessions", json=body)
+    assert answer.status_code == 201
+    assert answer.headers["ratelimit-policy"] == '"sign-in";q=2;w=60'  # of the two limits the one nearer to refusing

@@ -1,0 +1,173 @@
+"""One local cluster for the whole run: real processes on free ports, in one temporary folder, gone afterwards."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from app.core import context
+from app.core.settings import Settings, load_settings
+from app.wiring import Resources, open_resources
+from deploy.local.cluster import Cluster
+
+T = TypeVar("T")
+
+PASSWORD = "a long enough pass phrase"
+# Limits are tested where they are set low; elsewhere they would only count the tests.
+ENVIRONMENT = {
+    "RATE_LIMIT_ANONYMOUS": "100000/minute",
+    "RATE_LIMIT_FREE": "100000/hour",
+    "RATE_LIMIT_SIGN_IN": "100000/minute",
+    "WORKER_STALE_AFTER": "5",
+}
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A running cluster with the demonstration data."""
+    running = Cluster(tmp_path_factory.mktemp("cluster"), environment=ENVIRONMENT)
+    running.up()
+    yield running
+    running.down(wipe=True)
+
+
+@pytest.fixture(scope="session")
+def settings(cluster: Cluster) -> Settings:
+    """The settings with which a process finds the cluster's servers."""
+    return settings_from(cluster.environment)
+
+
+@pytest.fixture(scope="session")
+async def resources(settings: Settings) -> AsyncIterator[Resources]:
+    """The resources of this process, on the cluster's servers."""
+    async with open_resources(settings) as opened:
+        yield opened
+
+
+@pytest.fixture(autouse=True)
+async def work() -> AsyncIterator[context.Work]:
+    """Each test is a piece of work of its own, as a request is: it reads what it has written."""
+    with context.working(context.Work(request_id=f"test-{uuid4().hex}")) as current:
+        yield current
+
+
+@pytest.fixture
+async def client(cluster: Cluster) -> AsyncIterator[httpx.AsyncClient]:
+    """A stranger's client, through NGINX."""
+    async with httpx.AsyncClient(base_url=cluster.url, timeout=15) as opened:
+        yield opened
+
+
+@dataclass(frozen=True)
+class Customer:
+    """A signed-in customer with a client of their own."""
+
+    client: httpx.AsyncClient
+    profile: dict[str, Any]
+    email: str
+    token: str
+
+    async def order(self, product_id: str, quantity: int = 1, payment_method: str = "tok_ok") -> httpx.Response:
+        """Place an order of one line, with a fresh key."""
+        return await self.client.post(
+            "/api/v1/orders",
+            json={"items": [{"product_id": product_id, "quantity": quantity}], "payment_method": payment_method},
+            headers={"Idempotency-Key": uuid4().hex},
+        )
+
+    async def ended(self, order_id: str) -> dict[str, Any]:
+        """Poll the order until it is at an end, and return it."""
+        return await until(self._ended, order_id)
+
+    async def invoiced(self, order_id: str) -> dict[str, Any]:
+        """Poll the order until its invoice is there, and return it."""
+        return await until(self._invoiced, order_id)
+
+    async def _read(self, order_id: str) -> dict[str, Any]:
+        return (await self.client.get(f"/api/v1/orders/{order_id}")).raise_for_status().json()
+
+    async def _ended(self, order_id: str) -> dict[str, Any] | None:
+        order = await self._read(order_id)
+        return order if order["status"] in {"confirmed", "rejected"} else None
+
+    async def _invoiced(self, order_id: str) -> dict[str, Any] | None:
+        order = await self._read(order_id)
+        return order if order["invoice_url"] else None
+
+
+async def until(ask: Callable[..., Awaitable[T | None]], *arguments: Any, seconds: float = 20) -> T:
+    """Ask until there is an answer."""
+    async with asyncio.timeout(seconds):
+        while True:
+            answer = await ask(*arguments)
+            if answer:
+                return answer
+            await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+async def new_customer(cluster: Cluster) -> AsyncIterator[Callable[..., Awaitable[Customer]]]:
+    """Sign up and sign in as many customers as a test needs."""
+    clients: list[httpx.AsyncClient] = []
+    numbers = itertools.count()
+
+    async def make(email: str | None = None, password: str = PASSWORD, **profile: Any) -> Customer:
+        client = httpx.AsyncClient(base_url=cluster.url, timeout=15)
+        clients.append(client)
+        if email is None:
+            email = f"c{next(numbers)}-{uuid4().hex}@example.com"
+            body = {"email": email, "password": password, "name": "Test Customer", **profile}
+            (await client.post("/api/v1/profiles", json=body)).raise_for_status()
+        signed_in = await client.post("/api/v1/sessions", json={"email": email, "password": password})
+        token = signed_in.raise_for_status().json()["token"]
+        client.cookies.clear()
+        client.headers["Authorization"] = f"Bearer {token}"
+        own = (await client.get("/api/v1/profiles/me")).raise_for_status().json()
+        return Customer(client, own, email, token)
+
+    yield make
+    for client in clients:
+        await client.aclose()
+
+
+@pytest.fixture
+async def admin(new_customer: Callable[..., Awaitable[Customer]]) -> Customer:
+    """The seeded administrator."""
+    return await new_customer("admin@example.com", "correct horse battery")
+
+
+@pytest.fixture
+def new_product(admin: Customer) -> Callable[..., Awaitable[dict[str, Any]]]:
+    """Create products with a stock of their own, so that tests do not share one."""
+
+    async def make(**fields: Any) -> dict[str, Any]:
+        body = {
+            "sku": f"T-{uuid4().hex[:12]}",
+            "name": "Test Thing",
+            "description": "Made for a test.",
+            "category": "tests",
+            "price": {"amount": 1999, "currency": "EUR"},
+            "stock": 10,
+        } | fields
+        return (await admin.client.post("/api/v1/products", json=body)).raise_for_status().json()
+
+    return make
+
+
+def settings_from(environment: dict[str, str]) -> Settings:
+    """Read settings from an environment that is not this process's."""
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in environment.items():
+            patched.setenv(name, value)
+        return load_settings()
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """Return the lines of a log."""
+    return Path(path).read_text(encoding="utf-8").splitlines()
