@@ -52,9 +52,15 @@ def _work(_logger: Any, _name: str, event: structlog.typing.EventDict) -> struct
 def configure_logging(settings: ServiceSettings, role: str) -> None:
     """Send every log line of this process, ours and the libraries', to standard output in one shape."""
     readable = settings.log_format == "console" or (settings.log_format == "auto" and sys.stdout.isatty())
+
+    # Closed over rather than bound in a context: a server's tasks do not inherit what was bound at its start.
+    def who(_logger: Any, _name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        event.update(instance=settings.instance, role=role)
+        return event
+
     shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
         _work,
+        who,
         structlog.processors.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -87,7 +93,6 @@ def configure_logging(settings: ServiceSettings, role: str) -> None:
     logging.captureWarnings(capture=True)
     for noisy in ("httpx", "httpcore", "uvicorn.access", "sqlalchemy.engine"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    structlog.contextvars.bind_contextvars(instance=settings.instance, role=role)
 
 
 def logger(name: str) -> structlog.stdlib.BoundLogger:
