@@ -226,7 +226,6 @@ class WorkerSettings(_Group):
     visibility_timeout: int = Field(default=300, ge=30)
     relay_batch: int = Field(default=100, ge=1, le=1000)
     relay_poll: float = Field(default=0.05, gt=0, le=10)
-    relay_lease: float = Field(default=30.0, ge=5)
     stale_after: float = Field(default=60.0, ge=5)
     max_tries: int = Field(default=12, ge=1)
 

@@ -1,4 +1,4 @@
-"""Events for other services: every outbox message also goes to a Redis Stream that any number of groups can read.
+"""Events for other services: what happens to orders and profiles also goes to a Redis Stream, for any number of groups.
 
 The stream is a copy for subscribers, bounded, at least once; the outbox stays the truth. An entry has the fields
 `schema` (1), `id`, `event`, `subject_id` and `payload` (JSON); readers drop an `id` that they have seen.
@@ -11,6 +11,7 @@ from app.scaling.outbox import Message
 from app.scaling.redis_link import RedisLink
 
 STREAM = "events"
+PUBLIC = ("order.", "profile.")  # what other services may follow; the rest is our own upkeep
 KEPT = 100_000  # entries, about a day at one a second; a reader that is further behind starts over from the API
 
 
@@ -30,9 +31,12 @@ class EventStream:
         Raises:
             RedisDown: if the stream does not take them; publish them again, readers drop doubles by id.
         """
+        public = [message for message in messages if message.event.startswith(PUBLIC)]
+        if not public:
+            return
         async with self._link.calling("events") as client:
             pipeline = client.pipeline(transaction=False)
-            for message in messages:
+            for message in public:
                 pipeline.xadd(
                     STREAM,
                     {

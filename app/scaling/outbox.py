@@ -53,6 +53,7 @@ outbox = Table(
     Column("done_at", DateTime(timezone=True)),
     PrimaryKeyConstraint("profile_id", "id"),
     Index("ix_outbox_due_at", "due_at"),  # the relay's question; done rows are NULL there and cost it nothing
+    Index("ix_outbox_done_at", "done_at"),  # the purge's question
 )
 
 receipts = Table(

@@ -123,6 +123,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("profile_id", "id", name=op.f("pk_outbox")),
     )
     op.create_index("ix_outbox_due_at", "outbox", ["due_at"], unique=False)
+    op.create_index("ix_outbox_done_at", "outbox", ["done_at"], unique=False)
     op.create_table(
         "payment_attempts",
         sa.Column("profile_id", sa.Uuid(), nullable=False),
@@ -302,6 +303,7 @@ def downgrade() -> None:
     op.drop_table("products")
     op.drop_index("ix_payment_attempts_order", table_name="payment_attempts")
     op.drop_table("payment_attempts")
+    op.drop_index("ix_outbox_done_at", table_name="outbox")
     op.drop_index("ix_outbox_due_at", table_name="outbox")
     op.drop_table("outbox")
     op.drop_index("ix_orders_step", table_name="orders")

@@ -1,0 +1,129 @@
+"""A database and a Redis of one's own on the servers of the cluster, where its relays and workers do not interfere.
+
+Tests that look at single messages need it: in the cluster's own database a relay would be faster than they are.
+"""
+
+import asyncio
+import base64
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+from uuid import UUID, uuid4
+
+import asyncpg
+import orjson
+from conftest import settings_from
+from redis.asyncio import Redis
+from sqlalchemy import Row, func, select, text, update
+
+from app.core.ids import new_id
+from app.core.settings import Settings
+from app.scaling import outbox
+from app.scaling.database import Writer
+from app.scaling.outbox import Message
+from app.wiring import Resources, open_resources
+from deploy.local.cluster import Cluster
+from migrations import runner
+from workers.broker import QUEUES, Publisher, create_celery
+from workers.task import Delivery
+
+REDIS_DATABASE = 1  # the cluster itself uses 0
+
+
+@dataclass(frozen=True)
+class Apart:
+    """What a test works with. `environment` is for processes that shall work on the same."""
+
+    environment: dict[str, str]
+    settings: Settings
+    resources: Resources
+    broker: Redis
+
+    async def clear(self) -> None:
+        """Forget every message, here and in the broker."""
+        async with self.resources.database.writer() as writer:
+            await writer.run(text("TRUNCATE outbox, receipts, dead_letters"))
+        await self.broker.flushdb()
+
+    @contextmanager
+    def publisher(self, settings: Settings | None = None) -> Iterator[Publisher]:
+        """Open a publisher to the broker, or to the one that other settings name."""
+        publisher = Publisher(create_celery(settings or self.settings))
+        yield publisher
+        publisher.close()
+
+    async def tell(self, event: str, writer: Writer | None = None) -> UUID:
+        """Append a message about a fresh subject and return the subject."""
+        subject = new_id()
+        if writer is not None:
+            await outbox.append(writer, event, profile_id=subject, subject_id=subject)
+            return subject
+        async with self.resources.database.writer(subject) as own:
+            return await self.tell(event, own)
+
+    async def message(self, event: str) -> Message:
+        """Append a message and return it as a relay would have claimed it."""
+        row = await self.row(await self.tell(event))
+        return Message(row.profile_id, row.id, row.event, row.subject_id, row.payload, row.request_id, tries=1)
+
+    async def row(self, subject: UUID) -> Row[Any]:
+        """Return the one outbox row about a subject, as the primary has it."""
+        async with self.resources.database.writer(subject) as writer:
+            (row,) = await writer.all(select(outbox.outbox).where(outbox.outbox.c.subject_id == subject))
+            return row
+
+    async def dead_letters(self) -> list[Row[Any]]:
+        """Return all dead letters, as the primary has them."""
+        async with self.resources.database.writer() as writer:
+            return list(await writer.all(select(outbox.dead_letters)))
+
+    async def make_due(self) -> None:
+        """Let the time pass after which unfinished messages come again."""
+        async with self.resources.database.writer() as writer:
+            await writer.run(update(outbox.outbox).where(outbox.outbox.c.done_at.is_(None)).values(due_at=func.now()))
+
+    async def taken(self) -> list[Delivery]:
+        """Take everything out of the broker's queues, as a worker would."""
+        found = []
+        for queue in QUEUES:
+            for raw in await self.broker.lrange(queue, 0, -1):
+                message = orjson.loads(raw)
+                (body,), _, _ = orjson.loads(base64.b64decode(message["body"]))
+                found.append(Delivery.from_json(message["headers"]["task"], body, redelivered=False))
+            await self.broker.delete(queue)
+        return found
+
+
+@asynccontextmanager
+async def apart_from(cluster: Cluster) -> AsyncIterator[Apart]:
+    """Make the database, migrate it, and drop it afterwards."""
+    name = f"apart_{secrets.token_hex(4)}"
+    address = cluster.process("primary").address
+    assert address is not None
+    server = await asyncpg.connect(address)
+    await server.execute(f"CREATE DATABASE {name}")
+    environment = cluster.environment | {
+        "DATABASE_URL": _elsewhere(address, name),
+        "REPLICA_URLS": "",
+        "REDIS_URL": _elsewhere(cluster.environment["REDIS_URL"], str(REDIS_DATABASE)),
+        "INSTANCE": f"apart-{uuid4().hex[:8]}",
+    }
+    settings = settings_from(environment)
+    broker = Redis.from_url(settings.redis.broker)
+    try:
+        await asyncio.to_thread(runner.upgrade, settings)
+        async with open_resources(settings) as resources:
+            apart = Apart(environment, settings, resources, broker)
+            yield apart
+            await apart.clear()
+    finally:
+        await broker.aclose()
+        await server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        await server.close()
+
+
+def _elsewhere(url: str, path: str) -> str:
+    return urlunsplit(urlsplit(url)._replace(path=f"/{path}"))

@@ -1,0 +1,115 @@
+"""Chores delete only what has been kept long enough, and run once however many start them."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from apart import Apart, apart_from
+from conftest import settings_from
+from sqlalchemy import func, insert, select, update
+
+from app.core.ids import new_id
+from app.scaling import outbox
+from app.scaling.idempotency import idempotency_keys
+from app.wiring import Resources, open_resources
+from deploy.local.cluster import Cluster
+from workers.schedule import SCHEDULE
+from workers.tasks import CHORES
+from workers.tasks.upkeep import Chore, attend, purge
+
+NOBODY = "redis://127.0.0.1:1/0"  # nothing listens on port 1
+
+
+@pytest.fixture(scope="module")
+async def made(cluster: Cluster) -> AsyncIterator[Apart]:
+    async with apart_from(cluster) as apart:
+        yield apart
+
+
+@pytest.fixture
+async def apart(made: Apart) -> Apart:
+    await made.clear()
+    return made
+
+
+def test_every_chore_is_scheduled_and_ends_before_its_next_time() -> None:
+    assert {chore.name for chore in CHORES} == set(SCHEDULE)
+    assert all(chore.seconds <= SCHEDULE[chore.name] for chore in CHORES)
+
+
+@pytest.mark.sabotage(
+    "workers/tasks/upkeep.py", "kept.since < datetime.now(UTC) - kept.period", "kept.since.is_not(None)"
+)
+async def test_the_purge_takes_what_is_old_and_leaves_the_rest(apart: Apart) -> None:
+    old, young, waiting = [await apart.message("order.placed") for _ in range(3)]
+    now = datetime.now(UTC)
+    async with apart.resources.database.writer() as writer:
+        for message, done_at in ((old, now - timedelta(days=2)), (young, now - timedelta(hours=1))):
+            await outbox.receive(writer, message, "orders.test")
+            await writer.run(
+                update(outbox.outbox).where(outbox.outbox.c.id == message.id).values(done_at=done_at, due_at=None)
+            )
+        # Waiting for longer than anything is kept: a message that is not done is never deleted.
+        await writer.run(
+            update(outbox.outbox).where(outbox.outbox.c.id == waiting.id).values(created_at=now - timedelta(days=400))
+        )
+    assert await attend(purge, apart.resources)
+    async with apart.resources.database.writer() as writer:
+        left = {row.id for row in await writer.all(select(outbox.outbox.c.id))}
+        receipts = {row.message_id for row in await writer.all(select(outbox.receipts.c.message_id))}
+    assert left == {young.id, waiting.id}
+    assert receipts == {old.id, young.id}, "a receipt outlives every copy of its message"
+
+
+async def test_the_purge_goes_through_more_than_one_batch(apart: Apart) -> None:
+    profile_id, long_ago = new_id(), datetime.now(UTC) - timedelta(days=3)
+    async with apart.resources.database.writer() as writer:
+        await writer.run(
+            insert(idempotency_keys),
+            [
+                {
+                    "profile_id": profile_id,
+                    "route": "orders.place",
+                    "key": str(number),
+                    "fingerprint": "0" * 64,
+                    "reply": {},
+                    "created_at": long_ago,
+                }
+                for number in range(2500)
+            ],
+        )
+    assert await attend(purge, apart.resources)
+    async with apart.resources.database.writer() as writer:
+        row = await writer.first(select(func.count().label("left")).select_from(idempotency_keys))
+    assert row is not None
+    assert row.left == 0
+
+
+@pytest.mark.sabotage(
+    "workers/tasks/upkeep.py", "await resources.locks.run_alone(chore.name, work)", "await work(0) is None"
+)
+async def test_a_chore_runs_once_however_many_start_it(apart: Apart) -> None:
+    runs = []
+    began, release = asyncio.Event(), asyncio.Event()
+
+    async def count(_resources: Resources) -> None:
+        runs.append(1)
+        began.set()
+        await release.wait()
+
+    chore = Chore("upkeep.test", seconds=20, work=count)
+    first = asyncio.create_task(attend(chore, apart.resources))
+    await began.wait()
+    assert [await attend(chore, apart.resources) for _ in range(3)] == [False, False, False]
+    release.set()
+    assert await first
+    assert len(runs) == 1
+
+
+async def test_a_chore_whose_lock_cannot_be_asked_for_does_not_run(apart: Apart) -> None:
+    async def fail(_resources: Resources) -> None:
+        pytest.fail("it must not run")
+
+    async with open_resources(settings_from(apart.environment | {"REDIS_URL": NOBODY})) as cut_off:
+        assert not await attend(Chore("upkeep.test", seconds=5, work=fail), cut_off)

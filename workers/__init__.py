@@ -1,0 +1,1 @@
+"""What happens after the answer: the relay, the Celery workers with their tasks, and the scheduler."""

@@ -1,0 +1,145 @@
+"""The Celery application and the publishing to it: five named queues, JSON only, nothing that the outbox does not keep.
+
+The broker is a pipe, not a store. A message that it loses is published again from its outbox row, a message that it
+delivers twice is dropped by its receipt; so there is no result backend, and no retry or delay lives in Celery.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from celery import Celery
+from kombu.entity import Queue
+from kombu.exceptions import KombuError
+from redis.exceptions import RedisError
+
+from app.core.settings import Settings
+
+# A task's queue is the part of its name before the dot, so a queue can be given workers of its own by name.
+QUEUES = ("orders", "invoices", "emails", "reports", "upkeep")
+
+# A broker on the same network answers in milliseconds. After 5 s without an answer the connection is taken for dead,
+# well before anybody would notice that messages wait.
+ANSWER_SECONDS = 5.0
+CONNECT_SECONDS = 1.0
+
+# For SIGQUIT, the impatient stop: this long tasks may still end, the rest is cancelled and delivered again. SIGTERM
+# waits for the running tasks, each of which is bounded by its own time limit.
+SOFT_SHUTDOWN_SECONDS = 5.0
+
+# Opening the pools of a child takes a few tenths of a second; on a laptop that is busy starting a cluster, seconds.
+CHILD_START_SECONDS = 15.0
+
+
+class BrokerDown(Exception):  # a state of the world that the relay handles, not a fault to report
+    """The broker did not take the messages, or nobody knows whether it did."""
+
+
+def create_celery(settings: Settings) -> Celery:
+    """Return the application that relay, workers and scheduler share; tasks are registered by the workers alone."""
+    celery = Celery("scaleout", broker=settings.redis.broker, set_as_current=False)
+    celery.conf.update(
+        accept_content=["json"],
+        task_serializer="json",
+        task_ignore_result=True,
+        task_queues=[Queue(name) for name in QUEUES],  # type: ignore[no-untyped-call]
+        task_routes={f"{name}.*": {"queue": name} for name in QUEUES},
+        # A name that no queue is for is a mistake and raises, instead of waiting in a queue that nobody reads.
+        task_create_missing_queues=False,
+        task_default_queue="none",
+        task_publish_retry=False,  # the relay waits without holding a thread, the scheduler has its next time
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        worker_prefetch_multiplier=1,
+        worker_enable_prefetch_count_reduction=False,  # nothing is held that does not run
+        worker_concurrency=settings.workers.concurrency,
+        worker_proc_alive_timeout=CHILD_START_SECONDS,
+        worker_soft_shutdown_timeout=SOFT_SHUTDOWN_SECONDS,
+        # What still runs then is delivered again anyway: better that it ends than that it runs twice at once.
+        worker_cancel_long_running_tasks_on_connection_loss=True,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        worker_send_task_events=False,
+        worker_enable_remote_control=False,  # the metrics and the outbox say what a worker does; nobody commands it
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,  # a broker that comes back after an hour finds its workers waiting
+        broker_connection_timeout=CONNECT_SECONDS,
+        broker_transport_options={
+            "visibility_timeout": settings.workers.visibility_timeout,
+            "socket_timeout": ANSWER_SECONDS,
+            "socket_connect_timeout": CONNECT_SECONDS,
+            "socket_keepalive": True,
+            # With these two the messages of a killed worker are looked for every 10 s once their time is over,
+            # rather than every 100 s.
+            "unacked_restore_interval": 10,
+            "unacked_restore_throttle": 1,
+        },
+    )
+    return celery
+
+
+@dataclass(frozen=True, slots=True)
+class Posting:
+    """One run of one task, to be handed to the broker: `body` is JSON, `label` says in Celery's logs what it is of."""
+
+    task: str
+    body: dict[str, Any]
+    label: str
+
+
+class Publisher:
+    """One connection to the broker, for one thread. It opens by itself and is opened anew after a failure.
+
+    Args:
+        celery: the application, for its queues and routes.
+    """
+
+    def __init__(self, celery: Celery) -> None:
+        self._celery = celery
+        self._producer: Any = None
+
+    def connect(self) -> None:
+        """Open the connection if there is none. This blocks, as `publish` does: never call it on an event loop.
+
+        Raises:
+            BrokerDown: if the broker does not answer.
+        """
+        with self._failing():
+            if self._producer is None:
+                connection = self._celery.connection_for_write()
+                self._producer = self._celery.amqp.Producer(connection, auto_declare=False)
+                self._producer.channel.client.ping()
+
+    def publish(self, postings: Sequence[Posting]) -> None:
+        """Hand the postings to the broker, in one round trip.
+
+        Raises:
+            BrokerDown: if it is not known that the broker has all of them.
+        """
+        self.connect()
+        with self._failing(), self._producer.batch():
+            for posting in postings:
+                self._celery.send_task(
+                    posting.task,
+                    args=(posting.body,),
+                    argsrepr=posting.label,
+                    kwargsrepr="",
+                    producer=self._producer,
+                    retry=False,
+                )
+
+    def close(self) -> None:
+        """Let go of the connection, also of a broken one."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            with suppress(KombuError, RedisError, OSError):
+                producer.connection.release()
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except (KombuError, RedisError, OSError) as error:
+            self.close()
+            raise BrokerDown(type(error).__name__) from error

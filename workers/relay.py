@@ -1,0 +1,242 @@
+"""The relay: carries what has committed from the outbox to the tasks that follow from it, and to the event stream.
+
+It may stop or be killed at any point and any number of relays may run: a row stays due until its tasks have left their
+receipts. Order between messages is not promised; tasks check the state that they find.
+"""
+
+import asyncio
+import random
+import signal
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import timedelta
+from itertools import groupby
+from uuid import UUID
+
+import uvloop
+
+from app.core import context
+from app.core.errors import Unavailable
+from app.core.settings import Settings, load_settings
+from app.core.telemetry import OUTBOX_PUBLISHED, configure_logging, logger
+from app.scaling import outbox
+from app.scaling.lifecycle import Phase
+from app.scaling.outbox import Message
+from app.scaling.redis_link import RedisDown
+from app.wiring import Resources, open_resources
+from workers.broker import BrokerDown, Posting, Publisher, create_celery
+from workers.task import Delivery
+
+log = logger(__name__)
+
+# Which tasks follow from which event. An event without tasks is done once it is in the event stream.
+ROUTES: dict[str, tuple[str, ...]] = {
+    "order.placed": ("orders.reserve_stock",),
+    "order.reserved": ("orders.authorise_payment",),
+    "order.declined": ("orders.release_stock",),
+    "order.confirmed": (
+        "orders.capture_payment",
+        "invoices.issue",
+        "orders.notify_warehouse",
+        "reports.record_sale",
+    ),
+    "order.invoiced": ("emails.confirm_order",),
+    "order.rejected": (),
+    "profile.created": (),
+    "profile.updated": (),
+    "profile.erased": (),
+    "session.ended": ("upkeep.forget_sessions",),
+}
+
+# With each try a message without an outcome waits twice as long, up to 4 times `stale_after`: an hour without workers
+# leaves a quarter of the copies of each message in the broker, and what was lost still comes again within minutes.
+LONGEST_WAIT = 4
+
+# A broker or a primary that is down is asked again within this many seconds, at first much sooner.
+LONGEST_PAUSE = 2.0
+FIRST_PAUSE = 0.1
+
+# A message that comes again was perhaps streamed before; this long that is remembered.
+STREAMED_SECONDS = 24 * 3600
+
+
+class Relay:
+    """One relay over all shards.
+
+    Args:
+        resources: the database that it reads and the stream that it feeds.
+        publisher: hands tasks to the broker.
+    """
+
+    def __init__(self, resources: Resources, publisher: Publisher) -> None:
+        self._resources = resources
+        self._publisher = publisher
+        self._settings = resources.settings.workers
+        # Publishing blocks. One thread, because a connection to the broker belongs to one thread.
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish")
+
+    async def serve(self, stopping: asyncio.Event) -> None:
+        """Relay every shard until `stopping` is set; a batch that is under way is finished."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for shard in self._resources.database.shards:
+                    group.create_task(self._follow(shard.number, stopping))
+        finally:
+            self._thread.submit(self._publisher.close)
+            self._thread.shutdown()
+
+    async def _follow(self, shard: int, stopping: asyncio.Event) -> None:
+        failures = 0
+        while not stopping.is_set():
+            try:
+                if failures:
+                    # A claim counts as a try: nothing is claimed for a broker that does not answer.
+                    await asyncio.get_running_loop().run_in_executor(self._thread, self._publisher.connect)
+                count = await self.relay(shard)
+            except (Unavailable, BrokerDown) as error:
+                failures += 1
+                if failures == 1:
+                    log.warning("relay waits", shard=shard, reason=f"{type(error).__name__}: {error}")
+                pause = random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(failures, 10)))
+            else:
+                if failures:
+                    log.info("relay goes on", shard=shard, failures=failures)
+                failures = 0
+                if self._resources.lifecycle.phase is Phase.STARTING:
+                    self._resources.lifecycle.enter(Phase.READY)
+                # A full batch means that more is waiting. Jitter keeps several relays from asking in step.
+                full = count == self._settings.relay_batch
+                pause = 0.0 if full else self._settings.relay_poll * random.uniform(0.5, 1.5)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), pause)
+
+    async def relay(self, shard: int) -> int:
+        """Carry one batch of a shard's due messages; return how many there were.
+
+        Raises:
+            Unavailable: if the primary is down.
+            BrokerDown: if the broker took nothing; the messages are due again soon.
+        """
+        with context.working(context.Work(request_id="-")) as work:
+            messages, receipts = await self._claim(shard)
+            if not messages:
+                return 0
+            streamed = await self._stream(messages)
+            finished: list[Message] = []
+            unfinished: list[Message] = []
+            postings: list[Posting] = []
+            for message in messages:
+                tasks = ROUTES.get(message.event)
+                if tasks is None:
+                    # A newer version of the service wrote it: its relay will know what to do with it.
+                    log.error("event without a route", relayed_event=message.event, message_id=str(message.id))
+                    continue
+                # A message that the stream has not taken counts one part more, which no task leaves a receipt for:
+                # so it cannot be settled before the stream has it.
+                parts = len(tasks) if streamed else len(tasks) + 1
+                missing = [task for task in tasks if (message.id, task) not in receipts]
+                if missing:
+                    unfinished.append(message)
+                elif streamed:
+                    finished.append(message)
+                for task in missing:
+                    delivery = Delivery(task, message, parts, work.positions)
+                    postings.append(Posting(task, delivery.to_json(), str(message.id)))
+            if finished:
+                await self._settle(shard, finished)
+            if postings:
+                await self._publish(shard, unfinished, postings)
+        return len(messages)
+
+    async def _claim(self, shard: int) -> tuple[Sequence[Message], set[tuple[UUID, str]]]:
+        """Claim a batch, and say what of it is done already.
+
+        The claim itself sets when the messages are due again if nobody finishes them. To mark them as sent after
+        publishing would be a second write for each, and would undo the deferring of a task that was quick to fail.
+        """
+        again_after = timedelta(seconds=self._settings.stale_after)
+        async with self._resources.database.writer_of(shard) as writer:
+            messages = await outbox.claim(writer, batch=self._settings.relay_batch, lease=again_after)
+            repeated = sorted((message for message in messages if message.tries > 1), key=_tries)
+            receipts = await outbox.receipted(writer, repeated) if repeated else set()
+            for tries, group in groupby(repeated, key=_tries):
+                longer = min(LONGEST_WAIT, 2 ** min(tries - 1, 10))
+                await outbox.sent(writer, group, again_after=again_after * longer)
+        return messages, receipts
+
+    async def _publish(self, shard: int, messages: list[Message], postings: list[Posting]) -> None:
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._publisher.publish, postings)
+        except BrokerDown:
+            # Without this they would come again too, but only after `stale_after`.
+            async with self._resources.database.writer_of(shard) as writer:
+                again_after = timedelta(seconds=random.uniform(FIRST_PAUSE, LONGEST_PAUSE))
+                await outbox.sent(writer, messages, again_after=again_after)
+            raise
+        for message in messages:
+            OUTBOX_PUBLISHED.labels(message.event).inc()
+
+    async def _settle(self, shard: int, messages: Iterable[Message]) -> None:
+        async with self._resources.database.writer_of(shard) as writer:
+            for message in messages:
+                await outbox.settle(writer, message, len(ROUTES[message.event]))
+
+    async def _stream(self, messages: Sequence[Message]) -> bool:
+        """Feed the stream with what it does not have; False if it takes nothing now, and tasks go on all the same."""
+        try:
+            repeated = [message for message in messages if message.tries > 1]
+            known = await self._streamed(repeated) if repeated else set()
+            await self._resources.events.publish(message for message in messages if message.id not in known)
+            if repeated:
+                await self._remember(message for message in repeated if message.id not in known)
+        except RedisDown:
+            return False
+        return True
+
+    async def _streamed(self, messages: Sequence[Message]) -> set[UUID]:
+        async with self._resources.redis.calling("events") as client:
+            marks = await client.mget([_mark(message) for message in messages])
+        return {message.id for message, mark in zip(messages, marks, strict=True) if mark is not None}
+
+    async def _remember(self, messages: Iterable[Message]) -> None:
+        async with self._resources.redis.calling("events") as client:
+            pipeline = client.pipeline(transaction=False)
+            for message in messages:
+                pipeline.set(_mark(message), 1, ex=STREAMED_SECONDS)
+            await pipeline.execute()
+
+
+def _tries(message: Message) -> int:
+    return message.tries
+
+
+def _mark(message: Message) -> str:
+    return f"streamed:{message.id}"
+
+
+def run() -> None:
+    """Run a relay until SIGTERM or SIGINT.
+
+    Raises:
+        SettingsError: naming every bad setting.
+    """
+    settings = load_settings()
+    configure_logging(settings.service, "relay")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    async with open_resources(settings) as resources:
+
+        def stop() -> None:
+            if not stopping.is_set():
+                resources.lifecycle.enter(Phase.DRAINING)
+                stopping.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop)
+        await Relay(resources, Publisher(create_celery(settings))).serve(stopping)

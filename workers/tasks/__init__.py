@@ -1,0 +1,19 @@
+"""All tasks and chores of the workers; `workers/relay.py` says which events the tasks follow."""
+
+from workers.task import Task
+from workers.tasks import confirmed, orders, upkeep
+from workers.tasks.upkeep import Chore
+
+TASKS: tuple[Task, ...] = (
+    orders.reserve_stock,
+    orders.release_stock,
+    orders.authorise_payment,
+    orders.capture_payment,
+    orders.notify_warehouse,
+    confirmed.issue_invoice,
+    confirmed.confirm_order,
+    confirmed.record_sale,
+    upkeep.forget_sessions,
+)
+
+CHORES: tuple[Chore, ...] = (upkeep.sweep_directory, upkeep.purge)

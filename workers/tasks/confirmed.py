@@ -1,0 +1,44 @@
+"""What follows a confirmed order, each task by itself and each once: the invoice, the mail, the read models.
+
+Repeating one is harmless: the invoice has its number and its key from the order, the mail a send log and a Message-ID,
+the read models a row for each line of the order.
+"""
+
+from app.domain.orders.rules import Order, Step
+from app.domain.reports.service import Sold
+from app.wiring import Resources
+from workers.task import Delivery, once
+from workers.tasks.saga import saga_task
+
+CONFIRMED = frozenset({Step.CONFIRMED})
+# Rendering takes well under a second; the rest is for an object storage that is slow.
+INVOICE_SECONDS = 20.0
+# One conversation with a mail server at its timeout of 10 s, and reading the invoice.
+MAIL_SECONDS = 20.0
+# One transaction of the catalog, with a few hundred statements for the largest order.
+RECORD_SECONDS = 15.0
+
+
+@saga_task("invoices.issue", acts_on=CONFIRMED, seconds=INVOICE_SECONDS)
+async def issue_invoice(resources: Resources, delivery: Delivery, order: Order) -> None:
+    """Store the invoice under the order's key and link it; the confirmation mail follows from that."""
+    key = await resources.invoices.issue(order)
+    async with once(resources, delivery) as writer:
+        await resources.orders.invoiced(writer, order, key)
+
+
+@saga_task("emails.confirm_order", acts_on=CONFIRMED, seconds=MAIL_SECONDS)
+async def confirm_order(resources: Resources, delivery: Delivery, order: Order) -> None:
+    """Send the confirmation with the invoice attached."""
+    await resources.mail.order_confirmation(order)
+    async with once(resources, delivery) as writer:
+        await resources.mail.sent(writer, order)
+
+
+@saga_task("reports.record_sale", acts_on=CONFIRMED, seconds=RECORD_SECONDS)
+async def record_sale(resources: Resources, delivery: Delivery, order: Order) -> None:
+    """Count the order in the sales of the day on which it was placed."""
+    lines = [Sold(line.product_id, line.quantity, line.amount) for line in order.lines]
+    await resources.reports.record_sale(order.id, order.created_at, order.currency, lines)
+    async with once(resources, delivery):
+        pass

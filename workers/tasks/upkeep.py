@@ -1,0 +1,135 @@
+"""Chores that nobody waits for: sweeping what was abandoned, deleting what has been kept long enough.
+
+Each is a plain function on `Resources` that may be run at any time and any number of times; `attend` runs it under a
+lock, so that it runs once however many schedulers, cron jobs or people start it.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Column, Table, delete, select, tuple_
+
+from app.core import context
+from app.core.errors import Unavailable
+from app.core.telemetry import TASKS, logger
+from app.domain.sessions.tables import sessions
+from app.scaling.idempotency import idempotency_keys
+from app.scaling.outbox import outbox, receipts
+from app.scaling.redis_link import RedisDown
+from app.wiring import Resources
+from workers.task import Delivery, once, task
+
+log = logger(__name__)
+
+# Rows that go in one transaction: milliseconds of locks, and few enough for one statement's parameters.
+PURGE_BATCH = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Chore:
+    """A named piece of upkeep.
+
+    Attributes:
+        name: its task and its lock.
+        seconds: after which it is cancelled; the next run goes on where it stopped.
+        work: does it.
+    """
+
+    name: str
+    seconds: float
+    work: Callable[[Resources], Awaitable[None]]
+
+
+def chore(name: str, *, seconds: float) -> Callable[[Callable[[Resources], Awaitable[None]]], Chore]:
+    """Make a chore of a function: `@chore("upkeep.purge", seconds=600)`."""
+
+    def make(work: Callable[[Resources], Awaitable[None]]) -> Chore:
+        return Chore(name, seconds, work)
+
+    return make
+
+
+async def attend(chore: Chore, resources: Resources) -> bool:
+    """Run the chore unless somebody else is at it; return whether it ran to its end.
+
+    A dependency that is down ends it: its next time comes.
+    """
+
+    async def work(_fence: int) -> None:
+        async with asyncio.timeout(chore.seconds):
+            await chore.work(resources)
+
+    with context.working(context.Work(request_id=context.new_request_id())):
+        outcome = "failed"
+        try:
+            outcome = "done" if await resources.locks.run_alone(chore.name, work) else "dropped"
+        except (Unavailable, RedisDown, TimeoutError) as error:
+            outcome = "deferred"
+            log.warning("chore waits for its next time", chore=chore.name, reason=f"{type(error).__name__}: {error}")
+        finally:
+            TASKS.labels(chore.name, outcome).inc()
+        log.info("chore", chore=chore.name, outcome=outcome)
+    return outcome == "done"
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """How long rows of a table stay after the moment in `since`."""
+
+    table: Table
+    since: Column[Any]
+    period: timedelta
+
+
+KEPT = (
+    # A day to look at what was sent. The purge reads it by `done_at`; what is not done has none and stays.
+    Kept(outbox, outbox.c.done_at, timedelta(days=1)),
+    # Longer than any copy of a message can still be on its way, in the broker or after it came back from a backup.
+    Kept(receipts, receipts.c.done_at, timedelta(days=7)),
+    Kept(idempotency_keys, idempotency_keys.c.created_at, timedelta(hours=24)),  # as API clients are told
+    Kept(sessions, sessions.c.expires_at, timedelta(0)),
+)
+
+
+@task("upkeep.forget_sessions", seconds=10.0)
+async def forget_sessions(resources: Resources, delivery: Delivery) -> None:
+    """Take ended sessions out of a Redis that was down when they ended and may have come back with them."""
+    await resources.sessions.forget(delivery.message.profile_id, delivery.message.payload["keys"])
+    async with once(resources, delivery):
+        pass
+
+
+@chore("upkeep.sweep_directory", seconds=60.0)
+async def sweep_directory(resources: Resources) -> None:
+    """Settle reservations of e-mail addresses whose sign-up never came to an end."""
+    swept = await resources.directory.sweep()
+    if swept:
+        log.info("swept the e-mail directory", reservations=swept)
+
+
+@chore("upkeep.purge", seconds=600.0)
+async def purge(resources: Resources) -> None:
+    """Delete on every shard what has been kept long enough."""
+    for shard in resources.database.shards:
+        for kept in KEPT:
+            deleted = 0
+            while count := await _delete(resources, shard.number, kept):
+                deleted += count
+                if count < PURGE_BATCH:
+                    break
+            if deleted:
+                log.info("purged", shard=shard.number, table=kept.table.name, rows=deleted)
+
+
+async def _delete(resources: Resources, shard: int, kept: Kept) -> int:
+    key = kept.table.primary_key.columns
+    async with resources.database.writer_of(shard) as writer:
+        rows = await writer.all(
+            select(*key).where(kept.since < datetime.now(UTC) - kept.period).order_by(kept.since).limit(PURGE_BATCH)
+        )
+        if not rows:
+            return 0
+        return await writer.run(delete(kept.table).where(tuple_(*key).in_([tuple(row) for row in rows])))
