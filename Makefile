@@ -13,7 +13,7 @@ unexport UV_CACHE_DIR
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run stop down status test check clean
+.PHONY: help setup run stop down status test check prove clean
 .SILENT:
 # Half a virtual environment must not look like a whole one.
 .DELETE_ON_ERROR:
@@ -36,11 +36,15 @@ status: $(STAMP) ## Show every process of the cluster
 test: $(STAMP) ## All tests, against a cluster of their own on free ports
 	$(BIN)/python -m pytest
 
-check: $(STAMP) ## Lint, format, types, import order, migrations
+check: $(STAMP) ## Lint, format, types, import order, claims, migrations
 	echo "ruff"; $(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet .
 	echo "mypy"; $(BIN)/mypy --no-error-summary
 	echo "import-linter"; said=$$($(BIN)/lint-imports --no-logo) || { echo "$$said"; exit 1; }
+	echo "claims"; $(BIN)/python tests/prove.py --check
 	echo "migrations"; $(BIN)/python -m app.cli migrate --check
+
+prove: $(STAMP) ## Each claim's test as it is, then with its feature taken out (CLAIM=part of a test's name)
+	$(BIN)/python tests/prove.py $(CLAIM)
 
 clean: ## Stop the cluster and remove its data, .venv and caches
 	[ ! -x $(BIN)/scaleout ] || $(BIN)/scaleout down --wipe
