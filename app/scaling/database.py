@@ -36,6 +36,10 @@ metadata = MetaData(
     }
 )
 
+# Replicas that one read may lose before it asks the primary: two, because replicas that share a machine or a restart
+# die together, sooner than any watcher sees it.
+REPLICA_TRIES = 2
+
 CATALOG_SHARD = 0  # holds what belongs to no profile: directory, products, warehouses, stock, jobs
 
 
@@ -53,7 +57,7 @@ class Shard:
 class Reader:
     """Statements that change nothing, each on the best node at that moment, each one round trip.
 
-    A statement whose node is lost under it is sent once more, to another node. Do not build one: `database.reader`.
+    A statement whose node is lost under it is sent again, to another node. Do not build one: `database.reader`.
     """
 
     def __init__(self, shard: Shard, *, newest: bool = False) -> None:
@@ -70,26 +74,28 @@ class Reader:
         return rows[0] if rows else None
 
     async def _run(self, statement: Executable) -> Sequence[Row[Any]]:
-        lost: Node | None = None
+        lost: list[Node] = []
         while True:
             known = context.current().positions.get(self._shard.number, 0)
             position = dialect.NEWEST if self._newest else known
-            replica = self._shard.replicas.choose(position, besides=lost)
+            replica = self._shard.replicas.choose(position, besides=lost) if len(lost) < REPLICA_TRIES else None
             try:
                 if replica is not None:
                     return await self._send(replica, statement)
-                return await self._ask_primary(statement, position, lost)
-            except (DBAPIError, OSError, TimeoutError) as error:
+                return await self._ask_primary(statement, failover=bool(lost))
+            except (*dialect.DRIVER_ERRORS, DBAPIError, OSError, TimeoutError) as error:
                 if not dialect.is_lost(error):
                     raise
                 node = replica or self._shard.reads
                 self._shard.replicas.failed(node)
-                if lost is not None:
+                # The primary twice: its first connection may be one that a restart has cut.
+                if len(lost) == REPLICA_TRIES or node in lost:
                     raise Unavailable("The database cannot answer now; try again.", code="database_down") from error
-                lost = node
+                lost.append(node)
 
-    async def _ask_primary(self, statement: Executable, position: int, lost: Node | None) -> Sequence[Row[Any]]:
-        reason = "failover" if lost else "position" if position else "no_replica"
+    async def _ask_primary(self, statement: Executable, *, failover: bool) -> Sequence[Row[Any]]:
+        able = any(replica.healthy for replica in self._shard.replicas.replicas)
+        reason = "failover" if failover else "position" if able else "no_replica"
         DATABASE_FALLBACKS.labels(str(self._shard.number), reason).inc()
         # The cap keeps an outage of the replicas from turning into one of the primary.
         if self._shard.primary_reads.locked():
@@ -103,7 +109,12 @@ class Reader:
         try:
             with context.current().timed("db", node.name):
                 async with node.engine.connect() as connection:
-                    rows = (await connection.execute(statement)).all()
+                    driver_connection = (await connection.get_raw_connection()).driver_connection
+                    node.in_use.add(driver_connection)
+                    try:
+                        rows = (await connection.execute(statement)).all()
+                    finally:
+                        node.in_use.discard(driver_connection)
             outcome = "ok"
         except PoolTimeout as error:
             raise Unavailable("All connections to the database are in use; try again.", code="database_busy") from error
@@ -158,7 +169,7 @@ class Database:
                     name="primary",
                     engine=dialect.create_engine(address.primary, settings, autocommit=True, name="reader"),
                 ),
-                replicas=ReplicaSet(number, address.replicas, settings),
+                replicas=ReplicaSet(number, address, settings),
                 primary_reads=asyncio.Semaphore(settings.primary_read_cap),
             )
             for number, address in enumerate(settings.shards)
@@ -224,7 +235,7 @@ class Database:
                 position = await _position(connection)
         except PoolTimeout as error:
             raise Unavailable("All connections to the database are in use; try again.", code="database_busy") from error
-        except (DBAPIError, OSError, TimeoutError) as error:
+        except (*dialect.DRIVER_ERRORS, DBAPIError, OSError, TimeoutError) as error:
             if not dialect.is_lost(error):
                 raise
             raise Unavailable("The database takes no writes right now; try again.", code="database_down") from error

@@ -24,6 +24,7 @@ _REPLICA_STATE = """
 # deadline of a request instead of hanging on a lock.
 LOCK_TIMEOUT = "3000"  # milliseconds
 NEWEST = 2**62  # a position that no replica ever reaches
+_PRIMARY_STATE = "SELECT pg_current_wal_flush_lsn() - '0/0'::pg_lsn"
 _PRIMARY_POSITION = "SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn"
 
 
@@ -68,9 +69,26 @@ async def connect(url: str, settings: DatabaseSettings, *, name: str) -> asyncpg
     )
 
 
+def cut(driver_connection: asyncpg.Connection) -> None:
+    """Break the connection off at once, without asking the server: whoever waits on it is told that it is lost."""
+    driver_connection.terminate()
+
+
 async def commit_position(driver_connection: asyncpg.Connection) -> int:
     """Return a position at or after everything that this connection has committed."""
     return int(await driver_connection.fetchval(_PRIMARY_POSITION))
+
+
+async def primary_state(driver_connection: asyncpg.Connection) -> int:
+    """Return up to which position a primary's log is safe and can be sent.
+
+    It is not what `commit_position` says: that one may lie behind the header of a page whose first record is still to
+    come, and no replica reaches it until then.
+
+    Raises:
+        asyncpg.ObjectNotInPrerequisiteStateError: if the server is a replica.
+    """
+    return int(await driver_connection.fetchval(_PRIMARY_STATE))
 
 
 async def replica_state(driver_connection: asyncpg.Connection) -> tuple[int, int]:
@@ -98,8 +116,9 @@ def is_lock_timeout(error: DBAPIError) -> bool:
     return isinstance(getattr(original, "__cause__", None), asyncpg.LockNotAvailableError)
 
 
-# What a driver may raise while it talks to a node, besides OSError and TimeoutError.
-DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError)
+# What a driver may raise while it talks to a node, besides OSError and TimeoutError. The internal error is what asyncpg
+# makes of a server that hangs up in the middle of the connection's first steps, as one that is starting does.
+DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 def is_lost(error: BaseException) -> bool:
@@ -119,6 +138,7 @@ def is_lost_driver_error(error: BaseException | None) -> bool:
         | asyncio.TimeoutError
         | asyncpg.PostgresConnectionError
         | asyncpg.InterfaceError
+        | asyncpg.InternalClientError
         | asyncpg.OperatorInterventionError  # shutting down, starting up, or our statement met a restart
         | asyncpg.TooManyConnectionsError,
     )

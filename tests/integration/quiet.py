@@ -1,0 +1,221 @@
+"""A database and a Redis number of their own on the cluster's servers: no worker reads them, no other test sees them.
+
+A test module takes these fixtures with `pytest_plugins = ("quiet",)`. Whatever a test does to the servers ends with its
+block, and the block ends when the servers are as before. (PYTEST_DONT_REWRITE: nothing is asserted here.)
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import asyncpg
+import psutil
+import pytest
+from conftest import settings_from, until
+
+from app.core import context
+from app.core.settings import Settings
+from app.domain.catalog.tables import warehouses
+from app.scaling.dialect import insert_ignore
+from app.scaling.redis_link import RedisDown
+from app.wiring import Resources, open_resources
+from deploy.local.cluster import Cluster
+from migrations import runner
+
+DATABASE = "quiet"
+REDIS_NUMBER = 5  # the cluster's own processes use 0
+REPLICAS = ("replica-1", "replica-2")
+# Hashes that cost nothing, and replicas that are asked often, so that conditions come true soon.
+ENVIRONMENT = {"SESSION_HASH_MEMORY": "8", "SESSION_HASH_PASSES": "1", "DATABASE_REPLICA_POLL": "0.05"}
+WAREHOUSES = (("Hamburg", 53.55, 9.99), ("Lyon", 45.76, 4.84))
+
+
+def url_of(cluster: Cluster, node: str, database: str = DATABASE) -> str:
+    """Return the superuser's URL of a database on a node."""
+    return urlsplit(cluster.process(node).address or "")._replace(path=f"/{database}").geturl()
+
+
+def environment_of(cluster: Cluster, database: str = DATABASE) -> dict[str, str]:
+    """Return the environment of an instance that works with `database` and the Redis number of these tests."""
+    redis = urlsplit(cluster.process("redis").address or "")._replace(path=f"/{REDIS_NUMBER}").geturl()
+    addresses = {
+        "DATABASE_URL": url_of(cluster, "primary", database),
+        "REPLICA_URLS": ",".join(url_of(cluster, node, database) for node in REPLICAS),
+        "REDIS_URL": redis,
+    }
+    return cluster.environment | ENVIRONMENT | addresses
+
+
+@asynccontextmanager
+async def database_on(cluster: Cluster, name: str) -> AsyncIterator[str]:
+    """Make an empty database, yield its URL on the primary, and drop it."""
+    drop = f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"
+    await _execute(cluster, drop, f"CREATE DATABASE {name}")
+    try:
+        yield url_of(cluster, "primary", name)
+    finally:
+        await _execute(cluster, drop)
+
+
+@pytest.fixture(scope="session")
+async def quiet_settings(cluster: Cluster) -> AsyncIterator[Settings]:
+    """Settings of an instance whose database is migrated and holds two warehouses and nothing else."""
+    async with database_on(cluster, DATABASE):
+        settings = settings_from(environment_of(cluster))
+        await asyncio.to_thread(runner.upgrade, settings)
+        yield settings
+
+
+@pytest.fixture(scope="session")
+async def quiet(quiet_settings: Settings) -> AsyncIterator[Resources]:
+    """One instance on the quiet database."""
+    async with open_resources(quiet_settings) as opened:
+        await opened.redis.client.flushdb()
+        async with opened.database.writer() as writer:
+            for number, (name, lat, lon) in enumerate(WAREHOUSES, start=1):
+                identifier = f"00000000-0000-8000-8000-00000000000{number}"
+                await writer.run(insert_ignore(warehouses).values(id=identifier, name=name, lat=lat, lon=lon))
+        await _settled(opened)
+        yield opened
+
+
+@pytest.fixture(scope="session")
+async def other(quiet: Resources) -> AsyncIterator[Resources]:
+    """Another instance on the same servers."""
+    async with open_resources(quiet.settings) as opened:
+        await _settled(opened)
+        yield opened
+
+
+@dataclass(frozen=True)
+class Servers:
+    """What tests do to the servers."""
+
+    cluster: Cluster
+    resources: Resources
+
+    async def sql(self, node: str, statement: str, *arguments: Any) -> list[Any]:
+        """Run a statement as superuser on a node's quiet database."""
+        connection = await asyncpg.connect(url_of(self.cluster, node))
+        try:
+            rows: list[Any] = await connection.fetch(statement, *arguments)
+        finally:
+            await connection.close()
+        return rows
+
+    @asynccontextmanager
+    async def paused(self, *nodes: str) -> AsyncIterator[None]:
+        """Stop the replay of replicas inside the block: they receive and do not show it."""
+        for node in nodes:
+            await self.sql(node, "SELECT pg_wal_replay_pause()")
+        for node in nodes:
+            await until(self._is_paused, node)
+        try:
+            yield
+        finally:
+            for node in nodes:
+                await self.sql(node, "SELECT pg_wal_replay_resume()")
+            await _settled(self.resources)
+
+    @asynccontextmanager
+    async def cut_off(self, *nodes: str) -> AsyncIterator[None]:
+        """Let replicas live without their primary inside the block: they answer and receive nothing."""
+        for node in nodes:
+            await self._reload(node, "ALTER SYSTEM SET primary_conninfo = 'host=127.0.0.1 port=1'")
+        for node in nodes:
+            await until(self._receives_nothing, node)
+        try:
+            yield
+        finally:
+            for node in nodes:
+                await self._reload(node, "ALTER SYSTEM RESET primary_conninfo")
+            await _settled(self.resources)
+
+    @asynccontextmanager
+    async def frozen(self, node: str) -> AsyncIterator[None]:
+        """Let a server hang inside the block: its connections stay open and nothing answers on them."""
+        process = psutil.Process(self.cluster.process(node).pid)
+        family = [process, *process.children(recursive=True)]
+        for member in family:
+            member.suspend()
+        try:
+            yield
+        finally:
+            for member in family:
+                member.resume()
+            await _settled(self.resources)
+
+    @asynccontextmanager
+    async def down(self, *nodes: str) -> AsyncIterator[None]:
+        """Keep processes down inside the block."""
+        for node in nodes:
+            await asyncio.to_thread(self.cluster.stop, node)
+        try:
+            yield
+        finally:
+            for node in nodes:
+                await asyncio.to_thread(self.cluster.start, node)
+            await _settled(self.resources)
+
+    async def _reload(self, node: str, statement: str) -> None:
+        await self.sql(node, statement)
+        await self.sql(node, "SELECT pg_reload_conf()")
+
+    async def _receives_nothing(self, node: str) -> bool:
+        return not await self.sql(node, "SELECT 1 FROM pg_stat_wal_receiver WHERE status = 'streaming'")
+
+    async def _is_paused(self, node: str) -> bool:
+        (row,) = await self.sql(node, "SELECT pg_get_wal_replay_pause_state() = 'paused' AS paused")
+        return bool(row["paused"])
+
+
+@pytest.fixture
+def servers(cluster: Cluster, quiet: Resources) -> Servers:
+    """The servers behind `quiet`."""
+    return Servers(cluster, quiet)
+
+
+def stranger() -> context.Work:
+    """Return the work of a caller who has written nothing."""
+    return context.Work(request_id=context.new_request_id())
+
+
+async def _execute(cluster: Cluster, *statements: str) -> None:
+    connection = await asyncpg.connect(url_of(cluster, "primary", "postgres"))
+    try:
+        for statement in statements:
+            await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+async def _settled(resources: Resources) -> None:
+    """Wait until the primary takes writes, every replica has replayed them, and Redis answers."""
+
+    async def written() -> int | None:
+        try:
+            with context.working(stranger()) as work:
+                async with resources.database.writer():
+                    pass
+                return work.positions[0]
+        except Exception:  # noqa: BLE001  # whatever it is while the server starts, it is asked again
+            return None
+
+    position = await until(written)
+
+    async def replayed() -> bool:
+        replicas = resources.database.shards[0].replicas.replicas
+        return all(replica.healthy and replica.position >= position for replica in replicas)
+
+    async def answers() -> bool:
+        try:
+            async with resources.redis.calling("test") as client:
+                return bool(await client.ping())
+        except RedisDown:
+            return False
+
+    await until(replayed)
+    await until(answers)
