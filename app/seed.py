@@ -123,7 +123,7 @@ def _products() -> Iterator[dict[str, Any]]:
             "id": _id("product", number),
             "sku": f"NP-{number:04d}",
             "name": f"{style} {thing}, {material}",
-            "description": f"A {style.lower()} {thing.lower()} of {material.lower()}, {purpose}.",
+            "description": f"{style} {thing.lower()} of {material.lower()}, {purpose}.",
             "category": category,
             "amount": price + number // 10 * 10,
             "currency": "EUR",

@@ -62,7 +62,10 @@ def stops(url: str, mailbox: str) -> list[Stop]:
                 "ls -l invoice.pdf",
             ],
         ),
-        Stop("Read the mail, with the invoice attached", [f"""curl -s {mailbox}/messages; echo"""]),
+        Stop(
+            "Read the mail, with the invoice attached",
+            [f"""until curl -s "{mailbox}/messages?to=$email" | grep '"attachments"'; do sleep 0.3; done"""],
+        ),
         Stop("An order whose payment is declined", [_order(1, "tok_declined"), _until("rejected")]),
         Stop("An order of more than there is", [_order(MORE_THAN_THERE_IS, "tok_ok"), _until("rejected")]),
     ]
