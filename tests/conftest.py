@@ -94,7 +94,7 @@ class Customer:
 
     async def _ended(self, order_id: str) -> dict[str, Any] | None:
         order = await self._read(order_id)
-        return order if order["status"] in {"confirmed", "rejected"} else None
+        return order if order["status"] in {"confirmed", "rejected", "cancelled"} else None
 
     async def _invoiced(self, order_id: str) -> dict[str, Any] | None:
         order = await self._read(order_id)

@@ -43,6 +43,8 @@ ROUTES: dict[str, tuple[str, ...]] = {
     ),
     "order.invoiced": ("emails.confirm_order",),
     "order.rejected": (),
+    "order.cancelling": ("orders.undo",),
+    "order.cancelled": ("emails.confirm_cancellation",),
     "profile.created": (),
     "profile.updated": (),
     "profile.erased": (),

@@ -1,4 +1,4 @@
-"""`/api/v1/orders`: placing an order once however often it is sent, seeing how it goes, fetching its invoice."""
+"""`/api/v1/orders`: placing an order once however often it is sent, seeing how it goes, cancelling it, its invoice."""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -130,6 +130,22 @@ async def listed(caller: Caller, resources: ResourcesDep, limit: PageLimit = 20,
 async def get(order_id: UUID, caller: Caller, resources: ResourcesDep) -> Response:
     """Return one of your orders; anybody else's does not exist for you."""
     return written(await resources.orders.get(caller.profile_id, order_id))
+
+
+@router.post(
+    "/{order_id}/cancel",
+    status_code=202,
+    response_model=OrderView,
+    operation_id="cancelOrder",
+    summary="Cancel an order",
+    responses=responses(403, 404, 409),
+)
+async def cancel(order_id: UUID, caller: Caller, resources: ResourcesDep) -> Response:
+    """Begin to cancel one of your orders; once its stock and its money are given back, it is `cancelled`.
+
+    Possible until half an hour after its confirmation, then 409 `not_cancellable`. Asked again it is the same.
+    """
+    return written(await resources.orders.cancel(caller.profile_id, order_id), status=202)
 
 
 @router.get(

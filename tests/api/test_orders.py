@@ -134,3 +134,27 @@ async def test_an_order_ends_confirmed(new_customer: Make, new_product: NewProdu
     ended = await until(confirmed)
     assert [step["status"] for step in ended["history"]] == ["processing", "confirmed"]
     assert "reason" not in ended
+
+
+async def test_a_confirmed_order_is_cancelled_and_a_rejected_one_is_not(
+    new_customer: Make, new_product: NewProduct
+) -> None:
+    customer, other, product = await new_customer(), await new_customer(), await new_product(stock=3)
+    order = (await place(customer, product, uuid4().hex, quantity=3)).json()
+    path = f"/api/v1/orders/{order['id']}"
+    assert (await customer.ended(order["id"]))["status"] == "confirmed"
+    check_problem(await other.client.post(f"{path}/cancel"), 404, "not_found")
+    answer = await customer.client.post(f"{path}/cancel")
+    assert (answer.status_code, answer.json()["id"]) == (202, order["id"])
+
+    async def cancelled() -> dict[str, Any] | None:
+        seen = (await customer.client.get(path)).json()
+        return seen if seen["status"] == "cancelled" else None
+
+    ended = await until(cancelled)
+    assert [step["status"] for step in ended["history"]] == ["processing", "confirmed", "processing", "cancelled"]
+    assert (await customer.client.get(f"/api/v1/products/{product['id']}")).json()["available"] == 3
+    assert (await customer.client.post(f"{path}/cancel")).json()["status"] == "cancelled"
+    declined = (await customer.order(product["id"], payment_method="tok_declined")).json()
+    assert (await customer.ended(declined["id"]))["status"] == "rejected"
+    check_problem(await customer.client.post(f"/api/v1/orders/{declined['id']}/cancel"), 409, "not_cancellable")

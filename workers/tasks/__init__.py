@@ -7,11 +7,13 @@ from workers.tasks.upkeep import Chore
 TASKS: tuple[Task, ...] = (
     orders.reserve_stock,
     orders.release_stock,
+    orders.undo,
     orders.authorise_payment,
     orders.capture_payment,
     orders.notify_warehouse,
     confirmed.issue_invoice,
     confirmed.confirm_order,
+    confirmed.confirm_cancellation,
     confirmed.record_sale,
     upkeep.forget_sessions,
 )

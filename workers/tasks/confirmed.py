@@ -1,14 +1,14 @@
-"""What follows a confirmed order, each task by itself and each once: the invoice, the mail, the read models.
+"""What follows an order's end, each task by itself and each once: the invoice, the mails, the read models.
 
 Repeating one is harmless: the invoice has its number and its key from the order, the mail a send log and a Message-ID,
 the read models a row for each line of the order.
 """
 
+from app.domain.orders.mail import Kind
 from app.domain.orders.rules import Order, Step
-from app.domain.reports.service import Sold
 from app.wiring import Resources
 from workers.task import Delivery, once
-from workers.tasks.saga import saga_task
+from workers.tasks.saga import saga_task, sold_in
 
 CONFIRMED = frozenset({Step.CONFIRMED})
 # Rendering takes well under a second; the rest is for an object storage that is slow.
@@ -32,13 +32,20 @@ async def confirm_order(resources: Resources, delivery: Delivery, order: Order) 
     """Send the confirmation with the invoice attached."""
     await resources.mail.order_confirmation(order)
     async with once(resources, delivery) as writer:
-        await resources.mail.sent(writer, order)
+        await resources.mail.sent(writer, order, Kind.CONFIRMATION)
+
+
+@saga_task("emails.confirm_cancellation", acts_on=frozenset({Step.CANCELLED}), seconds=MAIL_SECONDS)
+async def confirm_cancellation(resources: Resources, delivery: Delivery, order: Order) -> None:
+    """Tell the customer that the order is cancelled and nothing is owed."""
+    await resources.mail.order_cancellation(order)
+    async with once(resources, delivery) as writer:
+        await resources.mail.sent(writer, order, Kind.CANCELLATION)
 
 
 @saga_task("reports.record_sale", acts_on=CONFIRMED, seconds=RECORD_SECONDS)
 async def record_sale(resources: Resources, delivery: Delivery, order: Order) -> None:
     """Count the order in the sales of the day on which it was placed."""
-    lines = [Sold(line.product_id, line.quantity, line.amount) for line in order.lines]
-    await resources.reports.record_sale(order.id, order.created_at, order.currency, lines)
+    await resources.reports.record_sale(order.id, order.created_at, order.currency, sold_in(order))
     async with once(resources, delivery):
         pass

@@ -1,7 +1,7 @@
-"""The saga's steps: stock, money and the warehouse. Each is the domain's work and one transaction of ours.
+"""The saga's steps: stock, money and the warehouse, forwards and back.
 
-What goes out (the catalog's own transaction, the provider's ledger) is keyed by the order or by its payment attempt,
-so that doing it again changes nothing.
+Each is the domain's work and one transaction of ours. What goes out (the catalog's own transaction, the provider's
+ledger) is keyed by the order or by its payment attempt, so that doing it again changes nothing.
 """
 
 from app.core.errors import Unavailable
@@ -10,7 +10,7 @@ from app.domain.orders.rules import Order, Step
 from app.domain.payments.rules import Authorised, State
 from app.wiring import Resources
 from workers.task import Delivery, once
-from workers.tasks.saga import saga_task
+from workers.tasks.saga import saga_task, sold_in
 
 # A transaction of the catalog and one of the shard, each of which may wait 3 s for a lock.
 STOCK_SECONDS = 10.0
@@ -56,14 +56,28 @@ async def release_stock(resources: Resources, delivery: Delivery, order: Order) 
         await resources.orders.stock_released(writer, order)
 
 
+@saga_task("orders.undo", acts_on=frozenset({Step.CANCELLING}), seconds=PAYMENT_SECONDS)
+async def undo(resources: Resources, delivery: Delivery, order: Order) -> None:
+    """Give back what a cancelled order has taken: stock, its place in the sales, and the money last.
+
+    Stock first, because a provider that is down must not keep pieces from the next customer.
+    """
+    await resources.catalog.release(order.id)
+    if order.confirmed_at is not None:
+        await resources.reports.take_back(order.id, order.created_at, order.currency, sold_in(order))
+    attempt = await resources.orders.attempt_if_any(order)
+    money = await resources.payments.undo(attempt) if attempt else None
+    async with once(resources, delivery) as writer:
+        await resources.orders.undone(writer, order, attempt, money)
+
+
 @saga_task("orders.capture_payment", acts_on=frozenset({Step.CONFIRMED}), seconds=PAYMENT_SECONDS)
 async def capture_payment(resources: Resources, delivery: Delivery, order: Order) -> None:
     """Take the money that is held."""
     attempt = await resources.orders.attempt(order)
-    if attempt.state is State.AUTHORISED:
-        await resources.payments.capture(attempt)
+    captured = attempt.state is State.AUTHORISED and await resources.payments.capture(attempt)
     async with once(resources, delivery) as writer:
-        if attempt.state is State.AUTHORISED:
+        if captured:
             await resources.orders.payment_captured(writer, attempt)
 
 

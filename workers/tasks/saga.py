@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from app.core.errors import Unavailable
 from app.domain.orders.rules import Order, Step
+from app.domain.reports.service import Sold
 from app.wiring import Resources
 from workers.task import Delivery, Task, once
 
@@ -41,3 +42,8 @@ def saga_task(name: str, *, acts_on: frozenset[Step], seconds: float) -> Callabl
         return Task(name, seconds, act)
 
     return make
+
+
+def sold_in(order: Order) -> list[Sold]:
+    """Return an order's lines as the sales count them."""
+    return [Sold(line.product_id, line.quantity, line.amount) for line in order.lines]

@@ -195,11 +195,17 @@ class Catalog:
         return outcome
 
     async def release(self, order_id: UUID) -> None:
-        """Put back what is set aside for the order; once, and nothing if nothing is."""
+        """Put back what is set aside for the order or on a pick list; once, and nothing if nothing is.
+
+        An order that has not asked yet is given nothing afterwards either: what asks for it was overtaken.
+        """
         async with self._database.writer() as writer:
+            if await self._claim(writer, order_id):
+                await self._settle(writer, order_id, RELEASED, [])
+                return
             row = await writer.first(
                 select(reservations)
-                .where(reservations.c.order_id == order_id, reservations.c.state == RESERVED)
+                .where(reservations.c.order_id == order_id, reservations.c.state.in_((RESERVED, DISPATCHED)))
                 .with_for_update()
             )
             if row is None:

@@ -1,4 +1,4 @@
-"""The confirmation mail: the invoice attached, sent once as far as SMTP can tell.
+"""Mails about orders: confirmed, with the invoice attached, and cancelled; sent once as far as SMTP can tell.
 
 A send log keeps a repeated task from sending again. Between the server's answer and the log's commit a crash can still
 repeat a mail: no protocol of SMTP closes that gap. The Message-ID is derived from the order, so the copy can be
@@ -8,11 +8,13 @@ recognised as one.
 from datetime import UTC, datetime
 from email.message import EmailMessage
 from email.utils import format_datetime, parseaddr
+from enum import StrEnum
+from typing import Any
 from urllib.parse import unquote, urlsplit
 from uuid import UUID
 
 import aiosmtplib
-from sqlalchemy import select
+from sqlalchemy import Row, select
 
 from app.core.errors import Unavailable
 from app.core.settings import MailSettings
@@ -24,7 +26,12 @@ from app.scaling.database import Database, Writer
 from app.scaling.dialect import insert_ignore
 from app.scaling.outbound import Outbound
 
-CONFIRMATION = "order_confirmation"
+
+class Kind(StrEnum):
+    """What a mail is about; of each an order has one."""
+
+    CONFIRMATION = "order_confirmation"
+    CANCELLATION = "order_cancellation"
 
 
 class Mail:
@@ -55,30 +62,67 @@ class Mail:
         Raises:
             Unavailable: `mail_down`, if the server does not take it; repeat later.
         """
+        customer = await self._waiting(order, Kind.CONFIRMATION)
+        if customer is None:
+            return
+        message = self._compose(
+            order,
+            customer,
+            Kind.CONFIRMATION,
+            subject=f"Your order {order.id} is confirmed",
+            opening="thank you for your order. It is confirmed and on its way:",
+            closing=f"Total: {_money(order)}, tax included. The invoice is attached.",
+        )
+        pdf = await self._invoices.pdf(order)
+        message.add_attachment(pdf, maintype="application", subtype="pdf", filename=f"invoice-{order.id}.pdf")
+        await self._deliver(message)
+
+    async def order_cancellation(self, order: Order) -> None:
+        """Tell that the order is cancelled, unless the send log has it or the customer's data are erased.
+
+        Raises:
+            Unavailable: `mail_down`, if the server does not take it; repeat later.
+        """
+        customer = await self._waiting(order, Kind.CANCELLATION)
+        if customer is None:
+            return
+        message = self._compose(
+            order,
+            customer,
+            Kind.CANCELLATION,
+            subject=f"Your order {order.id} is cancelled",
+            opening="as you asked, this order is cancelled:",
+            closing=f"You owe nothing. Of {_money(order)} nothing is held, and what was paid is refunded.",
+        )
+        await self._deliver(message)
+
+    async def _waiting(self, order: Order, kind: Kind) -> Row[Any] | None:
+        """Return address and name of the customer if the mail is still to be sent."""
         reader = self._database.reader(order.profile_id)
         known = await reader.first(
             select(mails.c.sent_at).where(
-                mails.c.profile_id == order.profile_id, mails.c.order_id == order.id, mails.c.kind == CONFIRMATION
+                mails.c.profile_id == order.profile_id, mails.c.order_id == order.id, mails.c.kind == kind
             )
         )
-        customer = await reader.first(
+        if known is not None:
+            return None
+        return await reader.first(
             select(profiles.c.email, profiles.c.name).where(
                 profiles.c.profile_id == order.profile_id, profiles.c.erased_at.is_(None)
             )
         )
-        if known is not None or customer is None:
-            return
-        message = self._compose(order, customer.email, customer.name, await self._invoices.pdf(order))
+
+    async def _deliver(self, message: EmailMessage) -> None:
         try:
             await self.outbound.call(lambda: self._send(message))
         except (aiosmtplib.SMTPException, OSError, TimeoutError) as error:
             raise Unavailable("The mail server does not take the mail.", code="mail_down") from error
 
-    async def sent(self, writer: Writer, order: Order) -> None:
-        """Note in the send log that the confirmation is sent."""
+    async def sent(self, writer: Writer, order: Order, kind: Kind) -> None:
+        """Note in the send log that the mail is sent."""
         await writer.run(
             insert_ignore(mails).values(
-                profile_id=order.profile_id, order_id=order.id, kind=CONFIRMATION, sent_at=datetime.now(UTC)
+                profile_id=order.profile_id, order_id=order.id, kind=kind, sent_at=datetime.now(UTC)
             )
         )
 
@@ -93,25 +137,26 @@ class Mail:
             timeout=self._settings.timeout,
         )
 
-    def _compose(self, order: Order, address: str, name: str, pdf: bytes) -> EmailMessage:
+    def _compose(
+        self, order: Order, customer: Row[Any], kind: Kind, *, subject: str, opening: str, closing: str
+    ) -> EmailMessage:
         message = EmailMessage()
         message["From"] = self._settings.sender
-        message["To"] = address
-        message["Subject"] = f"Your order {order.id} is confirmed"
-        message["Message-ID"] = message_id(order.id, self._settings.sender)
+        message["To"] = customer.email
+        message["Subject"] = subject
+        message["Message-ID"] = message_id(order.id, kind, self._settings.sender)
         message["Date"] = format_datetime(datetime.now(UTC))
         lines = "\n".join(f"  {line.quantity} x {line.name} ({line.sku})" for line in order.lines)
-        whole, cents = divmod(order.amount, 100)
-        message.set_content(
-            f"Hello {name},\n\nthank you for your order. It is confirmed and on its way:\n\n{lines}\n\n"
-            f"Total: {whole}.{cents:02d} {order.currency}, tax included. The invoice is attached.\n\n"
-            f"Order {order.id}\n"
-        )
-        message.add_attachment(pdf, maintype="application", subtype="pdf", filename=f"invoice-{order.id}.pdf")
+        message.set_content(f"Hello {customer.name},\n\n{opening}\n\n{lines}\n\n{closing}\n\nOrder {order.id}\n")
         return message
 
 
-def message_id(order_id: UUID, sender: str) -> str:
-    """Return the Message-ID of an order's confirmation, the same whenever it is sent."""
+def message_id(order_id: UUID, kind: Kind, sender: str) -> str:
+    """Return the Message-ID of an order's mail of this kind, the same whenever it is sent."""
     domain = parseaddr(sender)[1].rpartition("@")[2]
-    return f"<{CONFIRMATION}.{order_id}@{domain}>"
+    return f"<{kind}.{order_id}@{domain}>"
+
+
+def _money(order: Order) -> str:
+    whole, cents = divmod(order.amount, 100)
+    return f"{whole}.{cents:02d} {order.currency}"

@@ -4,13 +4,15 @@
        │                           │  └─ payment_waits ─→ payment_pending (and from there as from reserved)
        └─ out_of_stock ─→ rejected └─ payment_declined ─→ declined ── stock_released ─→ rejected
 
-A customer sees the status, which is coarser than the step: while a decline is being undone the order is still
-processing, so that a rejected order has always given its stock back.
+    placed, reserved, payment_pending, confirmed ── cancel_asked ─→ cancelling ── undone ─→ cancelled
+
+A customer sees the status, which is coarser than the step: while a decline or a cancellation is being undone the order
+is still processing, so that a rejected or cancelled order has always given its stock and its money back.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
@@ -18,6 +20,8 @@ from uuid import UUID
 LARGEST_QUANTITY = 10_000
 MOST_LINES = 100
 TAX_RATE = 19  # per cent, included in every price
+# A confirmed order is on a warehouse's pick list; nobody there packs it before this time is over.
+CANCELLABLE = timedelta(minutes=30)
 
 
 class Step(StrEnum):
@@ -29,6 +33,8 @@ class Step(StrEnum):
     DECLINED = "declined"
     CONFIRMED = "confirmed"
     REJECTED = "rejected"
+    CANCELLING = "cancelling"
+    CANCELLED = "cancelled"
 
 
 class Happening(StrEnum):
@@ -40,6 +46,8 @@ class Happening(StrEnum):
     PAYMENT_AUTHORISED = "payment_authorised"
     PAYMENT_DECLINED = "payment_declined"
     STOCK_RELEASED = "stock_released"
+    CANCEL_ASKED = "cancel_asked"
+    UNDONE = "undone"
 
 
 class Reason(StrEnum):
@@ -60,18 +68,25 @@ class Transition:
 
 _AUTHORISED = Transition(Step.CONFIRMED, "order.confirmed")
 _DECLINED = Transition(Step.DECLINED, "order.declined", Reason.PAYMENT_DECLINED)
+_CANCELLING = Transition(Step.CANCELLING, "order.cancelling")
 
 TRANSITIONS: dict[tuple[Step, Happening], Transition] = {
     (Step.PLACED, Happening.STOCK_RESERVED): Transition(Step.RESERVED, "order.reserved"),
     (Step.PLACED, Happening.OUT_OF_STOCK): Transition(Step.REJECTED, "order.rejected", Reason.OUT_OF_STOCK),
+    (Step.PLACED, Happening.CANCEL_ASKED): _CANCELLING,
     (Step.RESERVED, Happening.PAYMENT_WAITS): Transition(Step.PAYMENT_PENDING),
     (Step.RESERVED, Happening.PAYMENT_AUTHORISED): _AUTHORISED,
     (Step.RESERVED, Happening.PAYMENT_DECLINED): _DECLINED,
+    (Step.RESERVED, Happening.CANCEL_ASKED): _CANCELLING,
     (Step.PAYMENT_PENDING, Happening.PAYMENT_AUTHORISED): _AUTHORISED,
     (Step.PAYMENT_PENDING, Happening.PAYMENT_DECLINED): _DECLINED,
+    (Step.PAYMENT_PENDING, Happening.CANCEL_ASKED): _CANCELLING,
+    (Step.CONFIRMED, Happening.CANCEL_ASKED): _CANCELLING,
     (Step.DECLINED, Happening.STOCK_RELEASED): Transition(Step.REJECTED, "order.rejected"),
+    (Step.CANCELLING, Happening.UNDONE): Transition(Step.CANCELLED, "order.cancelled"),
 }
-FINAL = frozenset({Step.CONFIRMED, Step.REJECTED})
+# Where an order may stay for ever. A confirmed one can still be cancelled for a while.
+FINAL = frozenset({Step.CONFIRMED, Step.REJECTED, Step.CANCELLED})
 
 STATUS = {
     Step.PLACED: "processing",
@@ -80,6 +95,8 @@ STATUS = {
     Step.PAYMENT_PENDING: "payment_pending",
     Step.CONFIRMED: "confirmed",
     Step.REJECTED: "rejected",
+    Step.CANCELLING: "processing",
+    Step.CANCELLED: "cancelled",
 }
 
 
@@ -143,6 +160,17 @@ class Order:
     def status(self) -> str:
         """What the customer sees."""
         return STATUS[self.step]
+
+    @property
+    def confirmed_at(self) -> datetime | None:
+        """When the order was confirmed, also if it was cancelled afterwards; None if it never was."""
+        times = [at for status, at in self.history if status == STATUS[Step.CONFIRMED]]
+        return datetime.fromisoformat(times[-1]) if times else None
+
+    def cancellable(self, now: datetime) -> bool:
+        """Return whether its customer may still cancel the order."""
+        in_time = self.confirmed_at is None or now < self.confirmed_at + CANCELLABLE
+        return in_time and (self.step, Happening.CANCEL_ASKED) in TRANSITIONS
 
     def view(self) -> dict[str, Any]:
         """Return what the customer sees, JSON-ready."""

@@ -28,8 +28,8 @@ from app.domain.orders.rules import (
     rfc3339,
 )
 from app.domain.orders.tables import order_items, orders
-from app.domain.payments.rules import Attempt, Authorised, Declined, State
-from app.domain.payments.tables import payment_attempts
+from app.domain.payments import attempts
+from app.domain.payments.rules import Attempt, Authorised, Declined, State, Undone
 from app.domain.profiles.tables import profiles
 from app.scaling import outbox
 from app.scaling.database import Database, Writer
@@ -146,6 +146,25 @@ class Orders:
         )
         return self._cursors.page(scope, _orders(rows), limit, key=lambda order: str(order.id), item=Order.view)
 
+    async def cancel(self, profile_id: UUID, order_id: UUID) -> dict[str, Any]:
+        """Begin to undo an order for its customer, unless that has begun already; return its view.
+
+        Raises:
+            NotFound: if there is none, or it is somebody else's.
+            Conflict: `not_cancellable`, if it is at its end or being packed.
+        """
+        own = select(orders).where(orders.c.profile_id == profile_id, orders.c.id == order_id)
+        async with self._database.writer(profile_id) as writer:
+            # Locked: a step of the saga has committed before, or finds the order changed and rolls back.
+            if not await writer.all(own.with_for_update()):
+                raise NotFound("There is no such order.")
+            (order,) = _orders(await writer.all(_with_items(own)))
+            if order.step in {Step.CANCELLING, Step.CANCELLED}:
+                return order.view()
+            if not order.cancellable(datetime.now(UTC)):
+                raise Conflict("The order cannot be cancelled any more.", code="not_cancellable")
+            return (await self._happen(writer, order, Happening.CANCEL_ASKED)).view()
+
     async def invoice_link(self, profile_id: UUID, order_id: UUID) -> str:
         """Return a short-lived address of the order's invoice.
 
@@ -170,40 +189,25 @@ class Orders:
         Raises:
             NotFound: if there is none; reserving makes it.
         """
-        row = await self._database.reader(order.profile_id).first(
-            select(payment_attempts).where(
-                payment_attempts.c.profile_id == order.profile_id, payment_attempts.c.order_id == order.id
-            )
-        )
-        if row is None:
+        attempt = await self.attempt_if_any(order)
+        if attempt is None:
             raise NotFound("There is no payment attempt for this order.")
-        return Attempt(
-            row.id,
-            row.profile_id,
-            row.order_id,
-            row.amount,
-            row.currency,
-            row.method,
-            State(row.state),
-            row.provider_id,
-        )
+        return attempt
+
+    async def attempt_if_any(self, order: Order) -> Attempt | None:
+        """Return the payment attempt of an order, or None if its stock was never reserved."""
+        return await attempts.of_order(self._database.reader(order.profile_id), order.profile_id, order.id)
 
     async def stock_reserved(self, writer: Writer, order: Order) -> None:
         """Note that the stock is set aside, and open the payment attempt."""
         await self._happen(writer, order, Happening.STOCK_RESERVED)
-        now = datetime.now(UTC)
-        await writer.run(
-            insert(payment_attempts).values(
-                profile_id=order.profile_id,
-                id=new_id(order.profile_id),
-                order_id=order.id,
-                amount=order.amount,
-                currency=order.currency,
-                method=order.payment_method,
-                state=State.PENDING,
-                created_at=now,
-                updated_at=now,
-            )
+        await attempts.begin(
+            writer,
+            profile_id=order.profile_id,
+            order_id=order.id,
+            amount=order.amount,
+            currency=order.currency,
+            method=order.payment_method,
         )
 
     async def out_of_stock(self, writer: Writer, order: Order) -> None:
@@ -218,32 +222,44 @@ class Orders:
 
     async def payment_authorised(self, writer: Writer, order: Order, attempt: Attempt, answer: Authorised) -> None:
         """Confirm the order: its money is held."""
-        await self._record(writer, attempt, State.AUTHORISED, answer.provider_id)
+        await attempts.record(writer, attempt, State.AUTHORISED, answer.provider_id)
         await self._happen(writer, order, Happening.PAYMENT_AUTHORISED)
 
     async def payment_declined(self, writer: Writer, order: Order, attempt: Attempt, answer: Declined) -> None:
         """Begin to undo the order: its payment is declined."""
-        await self._record(writer, attempt, State.DECLINED, answer.provider_id)
+        await attempts.record(writer, attempt, State.DECLINED, answer.provider_id)
         await self._happen(writer, order, Happening.PAYMENT_DECLINED)
 
     async def stock_released(self, writer: Writer, order: Order) -> None:
         """End a declined order: its stock is back."""
         await self._happen(writer, order, Happening.STOCK_RELEASED)
 
+    async def undone(self, writer: Writer, order: Order, attempt: Attempt | None, money: Undone | None) -> None:
+        """End a cancelled order: its stock is back and no money is held or kept."""
+        if attempt is not None and money is not None:
+            await attempts.record(writer, attempt, money.state, money.provider_id)
+        await self._happen(writer, order, Happening.UNDONE)
+
     async def payment_captured(self, writer: Writer, attempt: Attempt) -> None:
-        """Note that the money is ours."""
-        await self._record(writer, attempt, State.CAPTURED, attempt.provider_id)
+        """Note that the money is ours, unless a cancellation has given it back meanwhile."""
+        await attempts.record(writer, attempt, State.CAPTURED, attempt.provider_id)
 
     async def invoiced(self, writer: Writer, order: Order, key: str) -> None:
-        """Link the stored invoice, and let the confirmation mail follow."""
-        await writer.run(
+        """Link the stored invoice of a confirmed order, and let the confirmation mail follow.
+
+        Raises:
+            Unavailable: `order_changed`, if it was cancelled meanwhile.
+        """
+        linked = await writer.run(
             update(orders)
-            .where(orders.c.profile_id == order.profile_id, orders.c.id == order.id)
+            .where(orders.c.profile_id == order.profile_id, orders.c.id == order.id, orders.c.step == Step.CONFIRMED)
             .values(invoice_key=key, version=orders.c.version + 1, updated_at=datetime.now(UTC))
         )
+        if not linked:
+            raise _changed()
         await outbox.append(writer, "order.invoiced", profile_id=order.profile_id, subject_id=order.id)
 
-    async def _happen(self, writer: Writer, order: Order, happening: Happening) -> None:
+    async def _happen(self, writer: Writer, order: Order, happening: Happening) -> Order:
         transition = TRANSITIONS.get((order.step, happening))
         if transition is None:
             raise Conflict(f"An order that is {order.step} cannot see {happening}.", code="out_of_turn")
@@ -251,29 +267,31 @@ class Orders:
         history = [*order.history]
         if STATUS[transition.to] != order.status:
             history.append((STATUS[transition.to], rfc3339(now)))
+        changed = replace(
+            order,
+            step=transition.to,
+            reason=transition.reason or order.reason,
+            history=history,
+            version=order.version + 1,
+            updated_at=now,
+        )
         moved = await writer.run(
             update(orders)
             .where(orders.c.profile_id == order.profile_id, orders.c.id == order.id, orders.c.version == order.version)
             .values(
-                step=transition.to,
-                reason=transition.reason or order.reason,
-                history=history,
-                version=order.version + 1,
-                updated_at=now,
+                step=changed.step,
+                reason=changed.reason,
+                history=changed.history,
+                version=changed.version,
+                updated_at=changed.updated_at,
             )
         )
         if not moved:
-            raise Unavailable("The order has changed meanwhile; look again.", code="order_changed")
+            raise _changed()
         if transition.event:
             await outbox.append(writer, transition.event, profile_id=order.profile_id, subject_id=order.id)
         BUSINESS_EVENTS.labels("order", transition.to).inc()
-
-    async def _record(self, writer: Writer, attempt: Attempt, state: State, provider_id: str | None) -> None:
-        await writer.run(
-            update(payment_attempts)
-            .where(payment_attempts.c.profile_id == attempt.profile_id, payment_attempts.c.id == attempt.id)
-            .values(state=state, provider_id=provider_id, updated_at=datetime.now(UTC))
-        )
+        return changed
 
     async def _lines(self, new: NewOrder) -> tuple[tuple[Line, ...], str]:
         priced = await self._catalog.priced(item.product_id for item in new.items)
@@ -309,6 +327,10 @@ class Orders:
             created_at=now,
             updated_at=now,
         )
+
+
+def _changed() -> Unavailable:
+    return Unavailable("The order has changed meanwhile; look again.", code="order_changed")
 
 
 def _with_items(found: Select[Any]) -> Select[Any]:

@@ -6,11 +6,17 @@ import httpx
 
 from app.core.errors import Conflict, Unavailable
 from app.core.settings import PaymentSettings
-from app.domain.payments.rules import Attempt, Authorised, Declined
+from app.domain.payments.rules import Attempt, Authorised, Declined, State, Undone
 from app.scaling.outbound import Outbound
 
 _SERVER_ERROR = 500
 _TOO_MANY = 429
+# The provider's last word on this payment, unlike a key that it does not accept (401) or a key used twice (409).
+_NO_FOR_GOOD = frozenset({400, 402, 422})
+
+# What the provider calls it, and what that is for us once nothing is held or kept.
+_UNDONE = {"declined": State.DECLINED, "voided": State.VOIDED, "refunded": State.REFUNDED}
+_UNDO = {"authorized": "void", "captured": "refund"}
 
 
 class ProviderDown(Exception):
@@ -48,42 +54,94 @@ class Payments:
 
         Raises:
             Unavailable: `payment_provider_down`; whether money is held is then unknown until the next answer.
-            Conflict: `payment_refused`, if the provider finds fault with the request itself.
+            Conflict: `payment_refused`, if the provider does not accept us or our use of the key.
         """
-        answer = await self._post(
-            "/authorizations",
-            key=str(attempt.id),
-            body={
-                "amount": attempt.amount,
-                "currency": attempt.currency,
-                "payment_method": attempt.method,
-                "reference": str(attempt.order_id),
-            },
-        )
+        if not attempt.amount:
+            return Authorised(None)
+        body = {
+            "amount": attempt.amount,
+            "currency": attempt.currency,
+            "payment_method": attempt.method,
+            "reference": str(attempt.order_id),
+        }
+        response = await self._ask("POST", "/authorizations", key=str(attempt.id), body=body)
+        if response.status_code in _NO_FOR_GOOD:
+            return Declined(None, "refused")
+        answer = _answer(response)
         if answer["status"] == "declined":
             return Declined(answer["id"], str(answer.get("decline_reason") or "declined"))
         return Authorised(answer["id"])
 
-    async def capture(self, attempt: Attempt) -> None:
-        """Take the money that is held. Safe to repeat.
+    async def capture(self, attempt: Attempt) -> bool:
+        """Take the money that is held. Safe to repeat. False if a cancellation has given it back meanwhile.
 
         Raises:
             Unavailable, Conflict: as for `authorise`.
         """
-        await self._post(f"/authorizations/{attempt.provider_id}/capture", key=f"{attempt.id}-capture", body=None)
+        if attempt.provider_id is None:
+            return True
+        response = await self._advance(attempt, attempt.provider_id, "capture")
+        if response.status_code == httpx.codes.CONFLICT and await self._status(attempt.provider_id) in _UNDONE:
+            return False
+        _answer(response)
+        return True
 
-    async def _post(self, path: str, *, key: str, body: dict[str, Any] | None) -> dict[str, Any]:
+    async def undo(self, attempt: Attempt) -> Undone:
+        """Give back whatever the provider holds or keeps for the attempt. Safe to repeat, and at any moment.
+
+        An attempt whose answer was never recorded is asked for once more: under its key that is the answer to a call
+        that may still be on its way, and only what has an answer can be voided for good.
+
+        Raises:
+            Unavailable, Conflict: as for `authorise`.
+        """
+        provider_id = attempt.provider_id
+        if attempt.state is State.PENDING:
+            answer = await self.authorise(attempt)
+            if isinstance(answer, Declined):
+                return Undone(State.DECLINED, answer.provider_id)
+            provider_id = answer.provider_id
+        if provider_id is None:
+            return Undone(State.VOIDED, None)
+        status = await self._status(provider_id)
+        if status in _UNDO:
+            response = await self._advance(attempt, provider_id, _UNDO[status])
+            if response.status_code == httpx.codes.CONFLICT:
+                # A capture that was under way came first; what it took is refunded when this is tried again.
+                raise Unavailable("The payment has moved meanwhile; look again.", code="payment_changed")
+            status = str(_answer(response)["status"])
+        return Undone(_UNDONE[status], provider_id)
+
+    async def _status(self, provider_id: str) -> str:
+        return str(_answer(await self._ask("GET", f"/authorizations/{provider_id}"))["status"])
+
+    async def _advance(self, attempt: Attempt, provider_id: str, action: str) -> httpx.Response:
+        return await self._ask("POST", f"/authorizations/{provider_id}/{action}", key=f"{attempt.id}-{action}")
+
+    async def _ask(
+        self, method: str, path: str, *, key: str | None = None, body: dict[str, Any] | None = None
+    ) -> httpx.Response:
+        headers = {"Idempotency-Key": key} if key else None
+
         async def send() -> httpx.Response:
-            response = await self._client.post(path, json=body, headers={"Idempotency-Key": key})
+            response = await self._client.request(method, path, json=body, headers=headers)
             if response.status_code >= _SERVER_ERROR or response.status_code == _TOO_MANY:
                 raise ProviderDown(str(response.status_code))
             return response
 
         try:
-            response = await self.outbound.call(send)
+            return await self.outbound.call(send)
         except (httpx.TransportError, ProviderDown, TimeoutError) as error:
             raise Unavailable("The payment provider does not answer.", code="payment_provider_down") from error
-        if response.is_error:
-            raise Conflict(f"The payment provider refuses the request: {response.status_code}.", code="payment_refused")
-        answer: dict[str, Any] = response.json()
-        return answer
+
+
+def _answer(response: httpx.Response) -> dict[str, Any]:
+    """Return what the provider answered.
+
+    Raises:
+        Conflict: `payment_refused`, if it answered with an error.
+    """
+    if response.is_error:
+        raise Conflict(f"The payment provider refuses the request: {response.status_code}.", code="payment_refused")
+    answer: dict[str, Any] = response.json()
+    return answer
