@@ -145,6 +145,18 @@ def seed() -> None:
         seeding.run()
 
 
+@cli.command(rich_help_panel="Operations")
+def reconcile(
+    *, hours: Annotated[float, typer.Option(min=0, help="Compare payments that moved in so many hours.")] = 26.0
+) -> None:
+    """Compare our payments with the provider's, to the cent; the exit code is 1 if any differs."""
+    with _settings_errors():
+        from app import operations  # noqa: PLC0415
+
+        _use_the_running_cluster()
+        raise typer.Exit(operations.reconcile(hours))
+
+
 @cli.command(rich_help_panel="Processes")
 def api(
     *,

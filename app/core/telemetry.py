@@ -31,6 +31,9 @@ REDIS_FAILURES = Counter("redis_failures_total", "Calls to Redis that failed, by
 RATE_LIMITED = Counter("rate_limited_total", "Requests refused by a rate limit, by policy.", ["policy"])
 BREAKER_OPEN = Gauge("breaker_open", "1 while the breaker of a dependency refuses calls, else 0.", ["dependency"])
 OUTBOUND_CALLS = Counter("outbound_calls_total", "Calls to dependencies, by outcome.", ["dependency", "outcome"])
+PAYMENT_DIFFERENCES = Gauge(
+    "payment_differences", "Payments on which we and the provider differed when they were last compared."
+)
 OUTBOX_PUBLISHED = Counter("outbox_published_total", "Outbox messages handed to the broker, by event.", ["event"])
 TASKS = Counter("tasks_total", "Finished task runs by task and outcome.", ["task", "outcome"])
 TASK_SECONDS = Histogram("task_duration_seconds", "Duration of task runs.", ["task"], buckets=LATENCY_BUCKETS)

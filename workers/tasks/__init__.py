@@ -18,4 +18,4 @@ TASKS: tuple[Task, ...] = (
     upkeep.forget_sessions,
 )
 
-CHORES: tuple[Chore, ...] = (upkeep.sweep_directory, upkeep.purge)
+CHORES: tuple[Chore, ...] = (upkeep.sweep_directory, upkeep.reconcile_payments, upkeep.purge)

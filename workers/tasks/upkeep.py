@@ -15,6 +15,7 @@ from sqlalchemy import Column, Table, delete, select, tuple_
 from app.core import context
 from app.core.errors import Unavailable
 from app.core.telemetry import TASKS, logger
+from app.domain.payments.reconciliation import reconcile
 from app.domain.sessions.tables import sessions
 from app.scaling.idempotency import idempotency_keys
 from app.scaling.outbox import outbox, receipts
@@ -108,6 +109,13 @@ async def sweep_directory(resources: Resources) -> None:
     swept = await resources.directory.sweep()
     if swept:
         log.info("swept the e-mail directory", reservations=swept)
+
+
+@chore("upkeep.reconcile_payments", seconds=1800.0)
+async def reconcile_payments(resources: Resources) -> None:
+    """Compare our payments with the provider's; what differs is logged as an error and counted by a metric."""
+    comparison = await reconcile(resources.database, resources.payments)
+    log.info("compared payments", payments=comparison.compared, differences=len(comparison.differences))
 
 
 @chore("upkeep.purge", seconds=600.0)

@@ -63,6 +63,49 @@ class Declined:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """What the provider has under an attempt's key; `status` in its own words."""
+
+    provider_id: str
+    status: str
+    amount: int
+    currency: str
+    reference: str
+
+
+# What the provider must say of an attempt in a state; None is that it knows nothing of it.
+_AGREES: dict[State, frozenset[str | None]] = {
+    State.PENDING: frozenset({None}),
+    State.AUTHORISED: frozenset({"authorized"}),
+    State.DECLINED: frozenset({"declined"}),
+    State.CAPTURED: frozenset({"captured"}),
+    State.VOIDED: frozenset({"voided"}),
+    State.REFUNDED: frozenset({"refunded"}),
+}
+
+
+def difference(attempt: Attempt, held: Held | None) -> str | None:
+    """Return in words what our record and the provider's differ in, or None if they agree to the cent."""
+    expected = _AGREES[attempt.state]
+    if attempt.provider_id is None:
+        expected = frozenset({None})  # never asked, or refused without a case being opened
+    status = held.status if held else None
+    if status not in expected:
+        return f"we have {attempt.state}, the provider {status or 'nothing'}"
+    if held is None:
+        return None
+    ours = (attempt.provider_id, attempt.amount, attempt.currency, str(attempt.order_id))
+    theirs = (held.provider_id, held.amount, held.currency, held.reference)
+    names = ("id", "amount", "currency", "order")
+    wrong = [
+        f"{name} {our} here, {their} there"
+        for name, our, their in zip(names, ours, theirs, strict=True)
+        if our != their
+    ]
+    return "; ".join(wrong) or None
+
+
+@dataclass(frozen=True, slots=True)
 class Undone:
     """The provider neither holds nor keeps the money: it was voided or refunded, or declined in the first place."""
 

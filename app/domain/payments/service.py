@@ -6,7 +6,7 @@ import httpx
 
 from app.core.errors import Conflict, Unavailable
 from app.core.settings import PaymentSettings
-from app.domain.payments.rules import Attempt, Authorised, Declined, State, Undone
+from app.domain.payments.rules import Attempt, Authorised, Declined, Held, State, Undone
 from app.scaling.outbound import Outbound
 
 _SERVER_ERROR = 500
@@ -111,6 +111,18 @@ class Payments:
                 raise Unavailable("The payment has moved meanwhile; look again.", code="payment_changed")
             status = str(_answer(response)["status"])
         return Undone(_UNDONE[status], provider_id)
+
+    async def find(self, attempt: Attempt) -> Held | None:
+        """Return what the provider has under the attempt's key, or None if it never heard of it.
+
+        Raises:
+            Unavailable, Conflict: as for `authorise`.
+        """
+        found = _answer(await self._ask("GET", f"/authorizations?idempotency_key={attempt.id}"))["items"]
+        if not found:
+            return None
+        (held,) = found
+        return Held(held["id"], held["status"], held["amount"], held["currency"], held["reference"])
 
     async def _status(self, provider_id: str) -> str:
         return str(_answer(await self._ask("GET", f"/authorizations/{provider_id}"))["status"])

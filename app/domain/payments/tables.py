@@ -19,4 +19,5 @@ payment_attempts = Table(
     Column("updated_at", DateTime(timezone=True), nullable=False),
     PrimaryKeyConstraint("profile_id", "id"),
     Index("ix_payment_attempts_order", "profile_id", "order_id"),
+    Index("ix_payment_attempts_updated_at", "updated_at", "profile_id", "id"),  # what is compared with the provider
 )
