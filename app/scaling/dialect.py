@@ -8,9 +8,9 @@ import asyncio
 from typing import Any
 
 import asyncpg
-from sqlalchemy import Column, ColumnElement, Table, type_coerce
+from sqlalchemy import Column, ColumnElement, Table, event, type_coerce
 from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
-from sqlalchemy.exc import DBAPIError, InterfaceError
+from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from app.core import wire
@@ -40,7 +40,7 @@ def create_engine(url: str, settings: DatabaseSettings, *, autocommit: bool, nam
     server_settings = {"application_name": f"scaleout {name}"}
     if not autocommit:
         server_settings["lock_timeout"] = LOCK_TIMEOUT
-    return create_async_engine(
+    engine = create_async_engine(
         url.replace("postgresql://", "postgresql+asyncpg://", 1),
         isolation_level="AUTOCOMMIT" if autocommit else "READ COMMITTED",
         hide_parameters=True,  # an error goes to the log; what was bound may be personal
@@ -57,6 +57,17 @@ def create_engine(url: str, settings: DatabaseSettings, *, autocommit: bool, nam
             "server_settings": server_settings,
         },
     )
+    event.listen(engine.sync_engine, "checkout", _replace_cut)
+    return engine
+
+
+def _replace_cut(connection: Any, _record: Any, _proxy: Any) -> None:
+    """Have the pool replace a connection whose server has hung up, before anybody pays for it with a failed request.
+
+    Asking the socket costs nothing, unlike a ping. After a restart every pooled connection of every instance is so.
+    """
+    if connection.driver_connection.is_closed():
+        raise DisconnectionError("the server has hung up")
 
 
 async def connect(url: str, settings: DatabaseSettings, *, name: str) -> asyncpg.Connection:

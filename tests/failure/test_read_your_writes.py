@@ -1,0 +1,154 @@
+"""Through NGINX, on both instances: I see what I wrote although replicas are paused, and nobody else pays for it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import httpx
+import pytest
+from conftest import Customer, until
+from redis.asyncio import Redis
+
+from deploy.local.cluster import Cluster
+
+REPLICAS = ("replica-1", "replica-2")
+READS = 12  # over two instances and two replicas: that one of the four is never asked has a chance of 1 in 8
+
+
+async def ask(cluster: Cluster, node: str, statement: str) -> Any:
+    """Run a statement as superuser on a node."""
+    connection = await asyncpg.connect(cluster.process(node).address)
+    try:
+        return await connection.fetchval(statement)
+    finally:
+        await connection.close()
+
+
+async def is_level(cluster: Cluster, node: str) -> bool:
+    """Return whether a replica has replayed all that the primary has."""
+    position = await ask(cluster, "primary", "SELECT pg_current_wal_flush_lsn()::text")
+    return await ask(cluster, node, f"SELECT pg_last_wal_replay_lsn() >= '{position}'::pg_lsn")
+
+
+@asynccontextmanager
+async def paused(cluster: Cluster, *nodes: str) -> AsyncIterator[None]:
+    """Stop the replay of replicas inside the block."""
+
+    async def has_paused(node: str) -> bool:
+        return await ask(cluster, node, "SELECT pg_get_wal_replay_pause_state() = 'paused'")
+
+    for node in nodes:
+        await ask(cluster, node, "SELECT pg_wal_replay_pause()")
+        await until(has_paused, node)
+    try:
+        yield
+    finally:
+        for node in nodes:
+            await ask(cluster, node, "SELECT pg_wal_replay_resume()")
+            await until(is_level, cluster, node)
+
+
+def node_of(answer: httpx.Response) -> str:
+    """Return who answered, as `Server-Timing` says."""
+    return answer.headers["server-timing"].partition('db;desc="')[2].partition('"')[0]
+
+
+async def read(client: httpx.AsyncClient, path: str, **headers: str) -> list[httpx.Response]:
+    """Read a path several times at once, each over any instance."""
+    answers = await asyncio.gather(*(client.get(path, headers=headers) for _ in range(READS)))
+    return [answer.raise_for_status() for answer in answers]
+
+
+@pytest.mark.sabotage(
+    path="app/scaling/positions.py",
+    take_out="                work.reached(int(shard), int(value))",
+    put="                pass",
+)
+@pytest.mark.parametrize("nodes", [("replica-1",), REPLICAS], ids=["one paused", "both paused"])
+async def test_a_session_sees_its_own_writes_on_every_instance_in_rows_and_lists(
+    cluster: Cluster,
+    new_customer: Callable[..., Awaitable[Customer]],
+    new_product: Callable[..., Awaitable[dict[str, Any]]],
+    nodes: tuple[str, ...],
+) -> None:
+    customer, other, product = await new_customer(), await new_customer(), await new_product()
+    name = f"Ada {uuid4().hex}"
+
+    async def others_nodes() -> set[str]:
+        return {node_of(answer) for answer in await read(other.client, "/api/v1/profiles/me")}
+
+    async def other_is_on_the_replicas() -> bool:
+        return await others_nodes() <= set(REPLICAS)
+
+    await until(other_is_on_the_replicas)
+    async with paused(cluster, *nodes):
+        changed = await customer.client.patch(
+            f"/api/v1/profiles/{customer.profile['id']}",
+            json={"name": name},
+            headers={"If-Match": f'"v{customer.profile["version"]}"'},
+        )
+        assert changed.status_code == 200, changed.text
+        order = (await customer.order(product["id"])).raise_for_status().json()
+
+        own = await read(customer.client, "/api/v1/profiles/me")
+        assert {answer.json()["name"] for answer in own} == {name}
+        assert not {node_of(answer) for answer in own} & set(nodes)
+        assert {answer.headers["x-instance"] for answer in own} == {"api-1", "api-2"}
+        listed = await read(customer.client, "/api/v1/orders")
+        assert {answer.json()["items"][0]["id"] for answer in listed} == {order["id"]}
+        found = await read(customer.client, f"/api/v1/profiles?name_prefix={name}")
+        assert {answer.json()["items"][0]["id"] for answer in found} == {customer.profile["id"]}
+
+        # Who has written nothing new stays on the replicas, the paused ones too.
+        assert await others_nodes() == set(REPLICAS)
+
+
+@pytest.mark.sabotage(
+    path="app/api/middleware.py",
+    take_out="            context.current().reached(shard, position)",
+    put="            pass",
+)
+async def test_a_client_without_a_session_sees_its_writes_by_the_consistency_token(
+    cluster: Cluster, client: httpx.AsyncClient
+) -> None:
+    body = {"email": f"{uuid4().hex}@example.com", "password": "a long enough pass phrase", "name": "Grace"}
+    async with paused(cluster, *REPLICAS):
+        created = await client.post("/api/v1/profiles", json=body)
+        assert created.status_code == 201, created.text
+        identifier, token = created.json()["id"], created.headers["consistency-token"]
+        # Without the cache, which holds what was written: the database has to answer.
+        redis = Redis.from_url(cluster.process("redis").address or "")
+        assert await redis.delete(f"profile:{identifier}")
+        await redis.aclose()
+        found = await client.get(f"/api/v1/profiles/{identifier}", headers={"Consistency-Token": token})
+        assert (found.status_code, node_of(found)) == (200, "primary"), found.text
+
+
+@pytest.mark.sabotage(
+    path="app/scaling/database.py",
+    take_out="        reading = profile_id or context.current().profile_id",
+    put="        reading = context.current().profile_id",
+)
+async def test_an_order_seen_confirmed_never_goes_back(
+    cluster: Cluster,
+    new_customer: Callable[..., Awaitable[Customer]],
+    new_product: Callable[..., Awaitable[dict[str, Any]]],
+) -> None:
+    customer, product = await new_customer(), await new_product()
+    await asyncio.to_thread(cluster.stop, "worker-1")
+    order = (await customer.order(product["id"])).raise_for_status().json()
+    # Both replicas have the order; from here on one stands still, and whoever asks it sees every later step undone.
+    for replica in REPLICAS:
+        await until(is_level, cluster, replica)
+    async with paused(cluster, "replica-1"):
+        await asyncio.to_thread(cluster.start, "worker-1")
+        seen: list[str] = []
+        async with asyncio.timeout(20):
+            while "confirmed" not in seen[:-READS]:
+                answer = await customer.client.get(f"/api/v1/orders/{order['id']}")
+                seen.append(answer.raise_for_status().json()["status"])
+                await asyncio.sleep(0.02)
+    assert set(seen[seen.index("confirmed") :]) == {"confirmed"}
