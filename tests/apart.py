@@ -23,7 +23,7 @@ from app.core.ids import new_id
 from app.core.settings import Settings
 from app.scaling import outbox
 from app.scaling.database import Writer
-from app.scaling.outbox import Message
+from app.scaling.outbox import Message, message_from
 from app.wiring import Resources, open_resources
 from deploy.local.cluster import Cluster
 from migrations import runner
@@ -67,7 +67,7 @@ class Apart:
     async def message(self, event: str) -> Message:
         """Append a message and return it as a relay would have claimed it."""
         row = await self.row(await self.tell(event))
-        return Message(row.profile_id, row.id, row.event, row.subject_id, row.payload, row.request_id, tries=1)
+        return message_from(row, tries=1)
 
     async def row(self, subject: UUID) -> Row[Any]:
         """Return the one outbox row about a subject, as the primary has it."""

@@ -181,8 +181,7 @@ class Relay:
 
     async def _settle(self, shard: int, messages: Iterable[Message]) -> None:
         async with self._resources.database.writer_of(shard) as writer:
-            for message in messages:
-                await outbox.settle(writer, message, len(ROUTES[message.event]))
+            await outbox.finish(writer, messages)
 
     async def _stream(self, messages: Sequence[Message]) -> bool:
         """Feed the stream with what it does not have; False if it takes nothing now, and tasks go on all the same."""

@@ -6,7 +6,7 @@ it is dropped by its receipt; failed, it is deferred or given up:
 
     a dependency is down, full or slow    deferred, as often as it takes
     a ServiceError that no retry mends    dead letter at once
-    anything unexpected                   deferred, after `max_tries` a dead letter
+    anything unexpected                   deferred, after `max_tries` such failures of the task a dead letter
     the process dies of it                delivered again, after `MOST_LOST` such ends a dead letter
 
 Deferring means a later due time on the outbox row. Celery's own retry is not used: a message with an ETA sits in the
@@ -214,16 +214,18 @@ async def _answer(resources: Resources, delivery: Delivery, error: Exception, *,
         return await _defer(resources, delivery)
     # A fault of ours may pass, a deploy mends it, but not for ever.
     permanent = isinstance(error, ServiceError) and not hung
-    if permanent or delivery.message.tries >= resources.settings.workers.max_tries:
+    failures = delivery.message.failures.get(delivery.task, 0) + 1
+    if permanent or failures >= resources.settings.workers.max_tries:
         return await _bury(resources, delivery, error)
-    log.warning("task failed", task=delivery.task, reason=_describe(error), exc_info=error)
-    return await _defer(resources, delivery)
+    log.warning("task failed", task=delivery.task, failures=failures, reason=_describe(error), exc_info=error)
+    async with resources.database.writer(delivery.message.profile_id) as writer:
+        await outbox.fail(writer, delivery.message, delivery.task, delay=backoff(failures))
+    return Outcome.DEFERRED
 
 
 async def _is_done(resources: Resources, delivery: Delivery) -> bool:
-    async with resources.database.writer(delivery.message.profile_id) as writer:
-        done = await outbox.receipted(writer, [delivery.message])
-    return (delivery.message.id, delivery.task) in done
+    reader = resources.database.reader(delivery.message.profile_id, newest=True)
+    return (delivery.message.id, delivery.task) in await outbox.receipted(reader, [delivery.message])
 
 
 async def _begin(resources: Resources, delivery: Delivery) -> int:

@@ -5,12 +5,13 @@ and makes them due again later; a message that the broker or a worker loses is s
 receipt in the transaction of its effect; the last receipt of a message marks it done.
 
     due_at     from when a relay may publish the row, first or again; NULL once it is done
-    tries      how often it was claimed
+    tries      how often it was claimed, also while a dependency was waited for
+    failures   task -> how often it failed for no reason that it could wait for; NULL if none ever did
     done_at    when the last of its tasks was done
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -22,6 +23,7 @@ from sqlalchemy import (
     Index,
     Integer,
     PrimaryKeyConstraint,
+    Row,
     String,
     Table,
     Text,
@@ -35,7 +37,7 @@ from sqlalchemy import (
 
 from app.core import context
 from app.core.ids import new_id
-from app.scaling.database import Writer, metadata
+from app.scaling.database import Queries, Writer, metadata
 from app.scaling.dialect import insert_ignore
 
 outbox = Table(
@@ -51,6 +53,7 @@ outbox = Table(
     Column("due_at", DateTime(timezone=True)),
     Column("tries", Integer, nullable=False),
     Column("done_at", DateTime(timezone=True)),
+    Column("failures", JSON),
     PrimaryKeyConstraint("profile_id", "id"),
     Index("ix_outbox_due_at", "due_at"),  # the relay's question; done rows are NULL there and cost it nothing
     Index("ix_outbox_done_at", "done_at"),  # the purge's question
@@ -85,7 +88,12 @@ dead_letters = Table(
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One outbox row on its way: what happened (`event`) to what (`subject_id`), for whose profile."""
+    """One outbox row on its way: what happened (`event`) to what (`subject_id`), for whose profile.
+
+    Attributes:
+        tries: how often it was claimed.
+        failures: task -> how often it failed unexpectedly.
+    """
 
     profile_id: UUID
     id: UUID
@@ -94,6 +102,7 @@ class Message:
     payload: dict[str, Any]
     request_id: str
     tries: int
+    failures: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return what travels through the broker."""
@@ -105,6 +114,7 @@ class Message:
             "payload": self.payload,
             "request_id": self.request_id,
             "tries": self.tries,
+            "failures": self.failures,
         }
 
     @classmethod
@@ -118,6 +128,7 @@ class Message:
             payload=value["payload"],
             request_id=value["request_id"],
             tries=value["tries"],
+            failures=value.get("failures") or {},  # a relay of the version before sends none
         )
 
 
@@ -158,10 +169,7 @@ async def claim(writer: Writer, *, batch: int, lease: timedelta) -> Sequence[Mes
         .where(_are((row.profile_id, row.id) for row in rows))
         .values(due_at=now + lease, tries=outbox.c.tries + 1)
     )
-    return tuple(
-        Message(row.profile_id, row.id, row.event, row.subject_id, row.payload, row.request_id, row.tries + 1)
-        for row in rows
-    )
+    return tuple(message_from(row, tries=row.tries + 1) for row in rows)
 
 
 async def sent(writer: Writer, messages: Iterable[Message], *, again_after: timedelta) -> None:
@@ -182,9 +190,19 @@ async def defer(writer: Writer, message: Message, *, delay: timedelta) -> None:
     )
 
 
-async def receipted(writer: Writer, messages: Sequence[Message]) -> set[tuple[UUID, str]]:
+async def fail(writer: Writer, message: Message, task: str, *, delay: timedelta) -> None:
+    """Count an unexpected failure of `task`, and publish the message again after `delay`."""
+    key = (outbox.c.profile_id == message.profile_id, outbox.c.id == message.id)
+    row = await writer.first(select(outbox.c.failures).where(*key).with_for_update())
+    if row is not None:
+        failures: dict[str, int] = row.failures or {}
+        await writer.run(update(outbox).where(*key).values(failures=failures | {task: failures.get(task, 0) + 1}))
+    await defer(writer, message, delay=delay)
+
+
+async def receipted(queries: Queries, messages: Sequence[Message]) -> set[tuple[UUID, str]]:
     """Return (message id, task) for every task of the messages that is done already."""
-    rows = await writer.all(
+    rows = await queries.all(
         select(receipts.c.message_id, receipts.c.task).where(
             tuple_(receipts.c.profile_id, receipts.c.message_id).in_(
                 [(message.profile_id, message.id) for message in messages]
@@ -224,6 +242,12 @@ async def settle(writer: Writer, message: Message, parts: int) -> None:
         await writer.run(update(outbox).where(*key).values(done_at=datetime.now(UTC), due_at=None))
 
 
+async def finish(writer: Writer, messages: Iterable[Message]) -> None:
+    """Mark messages done of which it is known that no task is left to do, in one statement."""
+    keys = [(message.profile_id, message.id) for message in messages]
+    await writer.run(update(outbox).where(_are(keys)).values(done_at=datetime.now(UTC), due_at=None))
+
+
 async def bury(writer: Writer, message: Message, task: str, error: str) -> None:
     """Give a task up for good: keep what it was and why as a dead letter."""
     await writer.run(
@@ -237,6 +261,20 @@ async def bury(writer: Writer, message: Message, task: str, error: str) -> None:
             tries=message.tries,
             created_at=datetime.now(UTC),
         )
+    )
+
+
+def message_from(row: Row[Any], *, tries: int) -> Message:
+    """Return the message that a row of the outbox holds, on its `tries`-th way."""
+    return Message(
+        profile_id=row.profile_id,
+        id=row.id,
+        event=row.event,
+        subject_id=row.subject_id,
+        payload=row.payload,
+        request_id=row.request_id,
+        tries=tries,
+        failures=row.failures or {},
     )
 
 

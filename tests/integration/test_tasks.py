@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 from app.core.errors import Conflict, Unavailable
 from app.core.ids import new_id
 from app.scaling import outbox
-from app.scaling.outbox import Message
+from app.scaling.outbox import Message, message_from
 from app.wiring import Resources, open_resources
 from deploy.local.cluster import Cluster
 from workers.task import LONGEST_DELAY, MOST_LOST, Delivery, Handler, Outcome, Task, backoff, execute, once
@@ -155,21 +155,39 @@ async def test_a_dependency_that_is_down_is_waited_for_however_long(apart: Apart
     assert await apart.dead_letters() == []
 
 
-@pytest.mark.sabotage(
-    "workers/task.py", "permanent or delivery.message.tries >= resources.settings.workers.max_tries", "permanent"
-)
+@pytest.mark.sabotage("workers/task.py", "permanent or failures >= resources.settings.workers.max_tries", "permanent")
 async def test_a_poison_message_ends_as_a_dead_letter_and_its_other_tasks_settle_it(apart: Apart) -> None:
     message = await apart.message("order.confirmed")
     poison, good = failing(ZeroDivisionError("by nought"), "orders.poison"), counting("orders.good")
     assert await execute(poison, apart.resources, delivery_of(message, poison, parts=2)) is Outcome.DEFERRED
     assert await apart.dead_letters() == []
-    last = replace(message, tries=apart.settings.workers.max_tries)
+    last = replace(message, failures={poison.name: apart.settings.workers.max_tries - 1})
     assert await execute(poison, apart.resources, delivery_of(last, poison, parts=2)) is Outcome.DEAD
     (letter,) = await apart.dead_letters()
     assert (letter.task, letter.event, letter.message_id) == ("orders.poison", "order.confirmed", message.id)
     assert letter.error == "ZeroDivisionError: by nought"
     await execute(good, apart.resources, delivery_of(message, good, parts=2))
     assert (await apart.row(message.subject_id)).done_at is not None
+
+
+@pytest.mark.sabotage(
+    "workers/task.py",
+    "failures = delivery.message.failures.get(delivery.task, 0) + 1",
+    "failures = delivery.message.tries + sum(delivery.message.failures.values())",
+)
+async def test_neither_a_long_outage_nor_another_tasks_failures_use_up_a_tasks_tries(apart: Apart) -> None:
+    message = await apart.message("order.confirmed")
+    most = apart.settings.workers.max_tries
+    task, other = failing(ZeroDivisionError("by nought")), failing(ZeroDivisionError("by nought"), "orders.other")
+    waited = replace(message, tries=1000, failures={other.name: most - 1})
+    for failures in (1, 2):
+        assert await execute(task, apart.resources, delivery_of(waited, task, parts=2)) is Outcome.DEFERRED
+        row = await apart.row(message.subject_id)
+        assert row.failures == {task.name: failures}
+        waited = message_from(row, tries=1000 + failures)
+    assert await apart.dead_letters() == []
+    assert await execute(other, apart.resources, delivery_of(waited, other, parts=2)) is Outcome.DEFERRED
+    assert (await apart.row(message.subject_id)).failures == {task.name: 2, other.name: 1}
 
 
 async def test_an_error_that_no_retry_mends_is_a_dead_letter_at_once(apart: Apart) -> None:
@@ -189,7 +207,7 @@ async def test_a_task_that_hangs_is_cut_off_and_does_not_hang_for_ever(apart: Ap
 
     task = Task("orders.test", seconds=0.05, handler=hang)
     assert await execute(task, apart.resources, delivery_of(message, task)) is Outcome.DEFERRED
-    last = replace(message, tries=apart.settings.workers.max_tries)
+    last = replace(message, failures={task.name: apart.settings.workers.max_tries - 1})
     assert await execute(task, apart.resources, delivery_of(last, task)) is Outcome.DEAD
 
 
