@@ -13,7 +13,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, NoReturn
+from uuid import UUID
 
 import typer
 
@@ -36,6 +38,11 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+
+letters = typer.Typer(help="Tasks that were given up: look at them, send them once more.", no_args_is_help=True)
+cli.add_typer(letters, name="dead-letters", rich_help_panel="Operations")
+Letter = Annotated[UUID, typer.Argument(help="A dead letter's id, as `scaleout dead-letters list` shows it.")]
 
 
 @cli.command(rich_help_panel="Local cluster")
@@ -145,15 +152,41 @@ def seed() -> None:
         seeding.run()
 
 
+@letters.command("list")
+def list_letters(
+    *, everything: Annotated[bool, typer.Option("--all", help="Show those that were replayed, too.")] = False
+) -> None:
+    """List the tasks that were given up, newest first."""
+    with _operating() as operations:
+        raise typer.Exit(operations.list_dead_letters(everything=everything))
+
+
+@letters.command("show")
+def show_letter(letter: Letter) -> None:
+    """Show one dead letter with its error."""
+    with _operating() as operations:
+        raise typer.Exit(operations.show_dead_letter(letter))
+
+
+@letters.command("replay")
+def replay_letters(
+    letter: Annotated[UUID | None, typer.Argument(help="A dead letter's id.", show_default=False)] = None,
+    *,
+    everything: Annotated[bool, typer.Option("--all", help="Every one that is open.")] = False,
+) -> None:
+    """Send a task once more, with all its tries, after its cause is mended."""
+    if (letter is None) is not everything:
+        _fail("Name one dead letter, or say --all.")
+    with _operating() as operations:
+        raise typer.Exit(operations.replay_dead_letters(letter))
+
+
 @cli.command(rich_help_panel="Operations")
 def reconcile(
     *, hours: Annotated[float, typer.Option(min=0, help="Compare payments that moved in so many hours.")] = 26.0
 ) -> None:
     """Compare our payments with the provider's, to the cent; the exit code is 1 if any differs."""
-    with _settings_errors():
-        from app import operations  # noqa: PLC0415
-
-        _use_the_running_cluster()
+    with _operating() as operations:
         raise typer.Exit(operations.reconcile(hours))
 
 
@@ -284,6 +317,16 @@ def _cluster_errors() -> Iterator[None]:
     except OSError as error:
         # A full disk, a folder that may not be written: the system's words name it best.
         _fail(f"{error.filename or 'The system'}: {error.strerror or error}")
+
+
+@contextmanager
+def _operating() -> Iterator[ModuleType]:
+    """Yield the room of operations, set to the running cluster unless the environment names another service."""
+    with _settings_errors():
+        from app import operations  # noqa: PLC0415
+
+        _use_the_running_cluster()
+        yield operations
 
 
 @contextmanager

@@ -10,7 +10,19 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from sqlalchemy import literal, select
 
-from app.api import catalog, documentation, files, health, metrics, middleware, orders, problems, profiles, sessions
+from app.api import (
+    admin,
+    catalog,
+    documentation,
+    files,
+    health,
+    metrics,
+    middleware,
+    orders,
+    problems,
+    profiles,
+    sessions,
+)
 from app.core.errors import Unavailable
 from app.core.settings import Settings, load_settings
 from app.core.telemetry import configure_logging, logger
@@ -26,6 +38,7 @@ ROUTERS = (
     catalog.router,
     orders.router,
     files.router,
+    admin.router,
     documentation.router,
 )
 

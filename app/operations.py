@@ -6,6 +6,7 @@ Every function opens its own `Resources`, prints what it found for a person, and
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from uuid import UUID
 
 import typer
 
@@ -15,9 +16,11 @@ from app.core.settings import load_settings
 from app.core.telemetry import configure_logging
 from app.domain.payments.reconciliation import ON_ITS_WAY
 from app.domain.payments.reconciliation import reconcile as compare
+from app.scaling.deadletters import DeadLetter
 from app.wiring import Resources, open_resources
 
 DONE, FOUND_SOMETHING = 0, 1
+SHOWN = 100  # characters of an error in a list; `show` has all of it
 
 
 def reconcile(hours: float) -> int:
@@ -33,6 +36,55 @@ def reconcile(hours: float) -> int:
             f"Those of the last {minutes} minutes may still be moving and are left out."
         )
         return FOUND_SOMETHING if found.differences else DONE
+
+    return _with_resources(work)
+
+
+def list_dead_letters(*, everything: bool) -> int:
+    """Print the dead letters, newest first, one a line."""
+
+    async def work(resources: Resources) -> int:
+        cursor: str | None = None
+        count = 0
+        while True:
+            page = await resources.dead_letters.listed(100, cursor, everything=everything)
+            for letter in page.items:
+                error = letter["error"].splitlines()[0][:SHOWN]
+                typer.echo(f"{letter['id']}  {letter['created_at']:%Y-%m-%d %H:%M:%S}  {letter['task']}  {error}")
+            count += len(page.items)
+            cursor = page.next_cursor
+            if cursor is None:
+                break
+        typer.echo(f"{count} dead letters.", err=True)
+        return DONE
+
+    return _with_resources(work)
+
+
+def show_dead_letter(letter_id: UUID) -> int:
+    """Print everything that is known of a dead letter."""
+
+    async def work(resources: Resources) -> int:
+        letter = await resources.dead_letters.get(letter_id)
+        for name, value in letter.view().items():
+            typer.echo(f"{name:12} {value}")
+        return DONE
+
+    return _with_resources(work)
+
+
+def replay_dead_letters(letter_id: UUID | None) -> int:
+    """Replay one dead letter, or every open one without an id."""
+
+    def tell(letter: DeadLetter) -> None:
+        typer.echo(f"{letter.id}  {letter.task} is sent once more.")
+
+    async def work(resources: Resources) -> int:
+        if letter_id is not None:
+            tell(await resources.dead_letters.replay(letter_id))
+        else:
+            typer.echo(f"{await resources.dead_letters.replay_all(tell)} replayed.", err=True)
+        return DONE
 
     return _with_resources(work)
 

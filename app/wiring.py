@@ -22,6 +22,7 @@ from app.domain.reports.service import Reports
 from app.domain.sessions.service import Sessions
 from app.scaling.cache import Cache
 from app.scaling.database import Database
+from app.scaling.deadletters import DeadLetters
 from app.scaling.events import EventStream
 from app.scaling.lifecycle import Lifecycle
 from app.scaling.locks import Locks
@@ -43,6 +44,7 @@ class Resources:
     limiter: RateLimiter
     storage: Storage
     locks: Locks
+    dead_letters: DeadLetters
     events: EventStream
     tokens: Signer
     directory: Directory
@@ -88,6 +90,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             limiter=RateLimiter(redis, settings.rates.instances),
             storage=storage,
             locks=Locks(redis),
+            dead_letters=DeadLetters(database, cursors),
             events=EventStream(redis),
             tokens=Signer(secret, "consistency token"),
             directory=directory,

@@ -11,7 +11,7 @@ from uuid import UUID
 from fastapi import Depends, Header, Path, Request
 from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
 
-from app.api.exchange import SESSION_COOKIE, Exchange, exchange_of, resources_of
+from app.api.exchange import SESSION_COOKIE, Exchange, exchange_of, resources_of, within
 from app.api.representations import version_from
 from app.core.errors import Forbidden, Invalid, Unauthenticated
 from app.domain.profiles.rules import ADMIN
@@ -52,6 +52,16 @@ async def _caller(
 async def _admin(session: Annotated[Session, Depends(_caller)]) -> Session:
     if session.role != ADMIN:
         raise Forbidden("Only an administrator may do this.")
+    return session
+
+
+async def _trusted_admin(
+    session: Annotated[Session, Depends(_admin)],
+    exchange: Annotated[Exchange, Depends(_exchange)],
+    resources: Annotated[Resources, Depends(_resources)],
+) -> Session:
+    if not within(exchange.address, resources.settings.service.admin_allow):
+        raise Forbidden("Administration is not allowed from this address.")
     return session
 
 
@@ -101,6 +111,7 @@ ResourcesDep = Annotated[Resources, Depends(_resources)]
 ExchangeDep = Annotated[Exchange, Depends(_exchange)]
 Caller = Annotated[Session, Depends(_caller)]
 AdminCaller = Annotated[Session, Depends(_admin)]
+TrustedAdmin = Annotated[Session, Depends(_trusted_admin)]
 OwnProfile = Annotated[UUID, Depends(_own_profile)]
 ReadVersion = Annotated[int, Depends(_version)]
 IdempotencyKey = Annotated[str, Depends(_idempotency_key)]

@@ -33,6 +33,10 @@ TAGS = [
     {"name": "Sessions", "description": "Sign in and out."},
     {"name": "Catalog", "description": "Products: browse, search, and edit as an administrator."},
     {"name": "Orders", "description": "Place orders, follow them, fetch invoices."},
+    {
+        "name": "Administration",
+        "description": "Dead letters, shards and breakers, for administrators at allowed addresses.",
+    },
     {"name": "Files", "description": "Stored files behind short-lived links."},
     {"name": "Health", "description": "Probes."},
 ]

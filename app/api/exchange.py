@@ -76,7 +76,7 @@ def client_address(scope: Scope, headers: Headers, trusted: tuple[IPvAnyNetwork,
     """
     client = scope.get("client")
     address = client[0] if client else "unknown"
-    if not trusted or not _within(address, trusted):
+    if not trusted or not within(address, trusted):
         return address
     hops = [hop.strip() for value in headers.getlist("x-forwarded-for") for hop in value.split(",")]
     for hop in reversed(hops):
@@ -84,7 +84,7 @@ def client_address(scope: Scope, headers: Headers, trusted: tuple[IPvAnyNetwork,
             address = str(ip_address(hop))
         except ValueError:  # our proxies write addresses only: from here on it is the outside speaking
             break
-        if not _within(address, trusted):
+        if not within(address, trusted):
             break
     return address
 
@@ -100,7 +100,8 @@ def limit_subject(address: str) -> str:
     return str(ip_network((parsed, 64), strict=False)) if isinstance(parsed, IPv6Address) else str(parsed)
 
 
-def _within(address: str, networks: tuple[IPvAnyNetwork, ...]) -> bool:
+def within(address: str, networks: tuple[IPvAnyNetwork, ...]) -> bool:
+    """Return whether the address is in one of the networks; what is no address is in none."""
     parsed = _parse(address)
     return parsed is not None and any(parsed in network for network in networks)
 

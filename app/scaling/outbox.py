@@ -83,6 +83,9 @@ dead_letters = Table(
     Column("created_at", DateTime(timezone=True), nullable=False),
     Column("replayed_at", DateTime(timezone=True)),
     PrimaryKeyConstraint("profile_id", "id"),
+    Index("ix_dead_letters_id", "id"),  # the list of all, and one by its id
+    Index("ix_dead_letters_message", "profile_id", "message_id"),  # whether a message has one, before it is purged
+    Index("ix_dead_letters_replayed_at", "replayed_at"),  # the purge's question
 )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Column, Table, delete, select, tuple_
+from sqlalchemy import Column, ColumnElement, Table, delete, exists, false, select, tuple_
 
 from app.core import context
 from app.core.errors import Unavailable
@@ -18,7 +18,7 @@ from app.core.telemetry import TASKS, logger
 from app.domain.payments.reconciliation import reconcile
 from app.domain.sessions.tables import sessions
 from app.scaling.idempotency import idempotency_keys
-from app.scaling.outbox import outbox, receipts
+from app.scaling.outbox import dead_letters, outbox, receipts
 from app.scaling.redis_link import RedisDown
 from app.wiring import Resources
 from workers.task import Delivery, once, task
@@ -78,18 +78,35 @@ async def attend(chore: Chore, resources: Resources) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """How long rows of a table stay after the moment in `since`."""
+    """How long rows of a table stay after the moment in `since`, those that `besides` picks out excepted."""
 
     table: Table
     since: Column[Any]
     period: timedelta
+    besides: ColumnElement[bool] = false()  # noqa: RUF009  # an expression, immutable
+
+
+def _open_letter(profile_id: Column[Any], message_id: Column[Any]) -> ColumnElement[bool]:
+    """Return the condition that a message has a dead letter that may still be replayed."""
+    return exists().where(
+        dead_letters.c.profile_id == profile_id,
+        dead_letters.c.message_id == message_id,
+        dead_letters.c.replayed_at.is_(None),
+    )
 
 
 KEPT = (
     # A day to look at what was sent. The purge reads it by `done_at`; what is not done has none and stays.
-    Kept(outbox, outbox.c.done_at, timedelta(days=1)),
+    Kept(outbox, outbox.c.done_at, timedelta(days=1), _open_letter(outbox.c.profile_id, outbox.c.id)),
     # Longer than any copy of a message can still be on its way, in the broker or after it came back from a backup.
-    Kept(receipts, receipts.c.done_at, timedelta(days=7)),
+    Kept(
+        receipts,
+        receipts.c.done_at,
+        timedelta(days=7),
+        _open_letter(receipts.c.profile_id, receipts.c.message_id),
+    ),
+    # Those that were replayed, long enough to see in a month's review what keeps failing. Open ones stay.
+    Kept(dead_letters, dead_letters.c.replayed_at, timedelta(days=30)),
     Kept(idempotency_keys, idempotency_keys.c.created_at, timedelta(hours=24)),  # as API clients are told
     Kept(sessions, sessions.c.expires_at, timedelta(0)),
 )
@@ -136,7 +153,10 @@ async def _delete(resources: Resources, shard: int, kept: Kept) -> int:
     key = kept.table.primary_key.columns
     async with resources.database.writer_of(shard) as writer:
         rows = await writer.all(
-            select(*key).where(kept.since < datetime.now(UTC) - kept.period).order_by(kept.since).limit(PURGE_BATCH)
+            select(*key)
+            .where(kept.since < datetime.now(UTC) - kept.period, ~kept.besides)
+            .order_by(kept.since)
+            .limit(PURGE_BATCH)
         )
         if not rows:
             return 0
