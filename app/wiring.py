@@ -18,6 +18,7 @@ from app.domain.payments.service import Payments
 from app.domain.profiles.directory import Directory
 from app.domain.profiles.passwords import Passwords
 from app.domain.profiles.service import Profiles
+from app.domain.reports.recommendations import Recommendations
 from app.domain.reports.service import Reports
 from app.domain.sessions.service import Sessions
 from app.scaling.cache import Cache
@@ -57,6 +58,7 @@ class Resources:
     invoices: Invoices
     mail: Mail
     reports: Reports
+    recommendations: Recommendations
 
 
 @asynccontextmanager
@@ -103,4 +105,5 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             invoices=invoices,
             mail=Mail(settings.mail, database, invoices),
             reports=Reports(database),
+            recommendations=Recommendations(database, cache, catalog),
         )

@@ -2,7 +2,7 @@
 
 import re
 from datetime import datetime
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
@@ -87,6 +87,13 @@ class ProductPage(BaseModel):
     next_cursor: str | None
 
 
+class RecommendationsView(BaseModel):
+    """Up to ten products that can be bought, and how they were found."""
+
+    items: list[ProductView]
+    source: Literal["model", "rules", "popular"]
+
+
 @router.get("", response_model=ProductPage, operation_id="listProducts", summary="Browse products")
 async def listed(resources: ResourcesDep, limit: PageLimit = 20, cursor: PageCursor = None) -> Response:
     """Return products, newest first."""
@@ -118,6 +125,17 @@ async def search(
 async def get(request: Request, product_id: UUID, resources: ResourcesDep) -> Response:
     """Return a product; 304 if you name its ETag in `If-None-Match`."""
     return product_read(request, await resources.catalog.product(product_id))
+
+
+@router.get(
+    "/{product_id}/recommendations",
+    response_model=RecommendationsView,
+    operation_id="getRecommendations",
+    summary="What goes with a product",
+)
+async def recommendations(product_id: UUID, resources: ResourcesDep) -> Response:
+    """Return what others bought with it, else what is like it, else what is popular; `source` says which."""
+    return _page(await resources.recommendations.of(product_id))
 
 
 @router.post(

@@ -64,6 +64,7 @@ async def test_every_route_of_this_release_is_documented(schema: dict[str, Any])
         "GET /api/v1/orders/{order_id}",
         "GET /api/v1/orders/{order_id}/invoice",
         "POST /api/v1/orders/{order_id}/cancel",
+        "GET /api/v1/products/{product_id}/recommendations",
         "GET /api/v1/admin/dead-letters",
         "POST /api/v1/admin/dead-letters/{letter_id}/replay",
         "GET /api/v1/admin/shards",
