@@ -1,0 +1,203 @@
+"""The cache over two instances: newer wins, a deletion stays one, one loader a key, and Redis may be away."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from uuid import uuid4
+
+import pytest
+from conftest import until
+from quiet import Servers, stranger
+
+from app.core import context
+from app.core.telemetry import CACHE_READS
+from app.scaling.cache import ABSENT, NEGATIVE_TTL, PROFILE, Cache, Entry
+from app.scaling.dialect import NEWEST
+from app.wiring import Resources
+
+pytest_plugins = ("quiet",)
+
+
+class Loader:
+    """A source that counts how often it is asked and answers when it is let."""
+
+    def __init__(self, entry: Entry, *, ready: bool = True) -> None:
+        self.entry = entry
+        self.loads = 0
+        self.asked = asyncio.Event()
+        self.ready = asyncio.Event()
+        if ready:
+            self.ready.set()
+
+    async def __call__(self) -> Entry:
+        self.loads += 1
+        self.asked.set()
+        await self.ready.wait()
+        return self.entry
+
+
+async def unused() -> Entry:
+    raise AssertionError("this must have come from the cache")
+
+
+def version(number: int) -> Entry:
+    return Entry(number, f'{{"version":{number}}}'.encode())
+
+
+@pytest.fixture
+def key() -> str:
+    """A key that no other test has."""
+    return uuid4().hex
+
+
+async def test_what_one_instance_caches_another_finds(quiet: Resources, other: Resources, key: str) -> None:
+    loader = Loader(version(1))
+    assert await quiet.cache.read(PROFILE, key, loader) == version(1)
+    assert await other.cache.read(PROFILE, key, unused) == version(1)
+    assert (loader.loads, context.current().spans["cache"].description) == (1, "l2")
+
+
+@pytest.mark.sabotage(
+    path="app/scaling/cache.py", take_out="  if version > tonumber(ARGV[1]) then return held end\n", put=""
+)
+async def test_a_slow_loader_cannot_bring_back_an_old_value(quiet: Resources, other: Resources, key: str) -> None:
+    slow = Loader(version(1), ready=False)
+    reading = asyncio.create_task(quiet.cache.read(PROFILE, key, slow))
+    await slow.asked.wait()
+    await other.cache.put(PROFILE, key, version(2))
+    slow.ready.set()
+    assert await reading == version(2)
+    assert await quiet.cache.read(PROFILE, key, unused) == version(2)
+
+
+async def test_a_deletion_is_not_undone_by_a_reader_of_the_state_before(
+    quiet: Resources, other: Resources, key: str
+) -> None:
+    await quiet.cache.put(PROFILE, key, version(1))
+    slow = Loader(version(1), ready=False)
+    await quiet.redis.client.delete(f"profile:{key}")
+    reading = asyncio.create_task(other.cache.read(PROFILE, key, slow))
+    await slow.asked.wait()
+    await quiet.cache.put(PROFILE, key, Entry(2, None))
+    slow.ready.set()
+    assert (await reading).body is None
+    assert (await quiet.cache.read(PROFILE, key, unused)).body is None
+
+
+@pytest.mark.parametrize("numbers", [(1, 2, 3), (3, 2, 1), (2, 3, 1), (9, 10, 2)])
+async def test_the_newest_of_any_order_of_writes_stands(quiet: Resources, key: str, numbers: tuple[int, ...]) -> None:
+    for number in numbers:
+        assert (await quiet.cache.put(PROFILE, key, version(number))).version >= number
+    assert await quiet.cache.read(PROFILE, key, unused) == version(max(numbers))
+
+
+@pytest.mark.sabotage(
+    path="app/scaling/cache.py",
+    take_out="kind.ttl if entry.body is not None or entry.version else NEGATIVE_TTL",
+    put="kind.ttl",
+)
+async def test_an_unknown_id_is_remembered_briefly_and_gives_way_to_the_first_version(
+    quiet: Resources, key: str
+) -> None:
+    loader = Loader(ABSENT)
+    for _ in range(3):
+        assert (await quiet.cache.read(PROFILE, key, loader)).body is None
+    assert loader.loads == 1
+    assert 0 < await quiet.redis.client.pttl(f"profile:{key}") <= NEGATIVE_TTL * 1000
+    await quiet.cache.put(PROFILE, key, version(1))
+    assert await quiet.cache.read(PROFILE, key, unused) == version(1)
+
+
+async def test_values_live_as_long_as_their_kind_less_some_jitter(quiet: Resources) -> None:
+    left = []
+    for _ in range(30):
+        key = uuid4().hex
+        await quiet.cache.put(PROFILE, key, version(1))
+        left.append(await quiet.redis.client.pttl(f"profile:{key}"))
+    assert all(0.89 * 300_000 < each <= 300_000 for each in left)
+    assert len(set(left)) > 5
+
+
+@pytest.mark.sabotage(
+    path="app/scaling/cache.py",
+    take_out="            self._loading[flight] = task\n",
+    put="            self._loading[name] = task\n",
+)
+async def test_a_hundred_readers_of_one_missing_key_load_it_once(quiet: Resources, key: str) -> None:
+    loader, misses = Loader(version(1), ready=False), CACHE_READS.labels(PROFILE.name, "miss")._value
+    before = misses.get()
+
+    async def all_missed() -> bool:
+        return bool(misses.get() == before + 100)
+
+    readers = [asyncio.create_task(quiet.cache.read(PROFILE, key, loader)) for _ in range(100)]
+    await until(all_missed)
+    loader.ready.set()
+    assert await asyncio.gather(*readers) == [version(1)] * 100
+    assert loader.loads == 1
+
+
+async def test_readers_that_must_see_different_positions_do_not_share_a_load(quiet: Resources, key: str) -> None:
+    early = Loader(version(1), ready=False)
+    stale = asyncio.create_task(quiet.cache.read(PROFILE, key, early))
+    await early.asked.wait()
+    with context.working(stranger()) as work:
+        work.reached(0, 4711)
+        assert await quiet.cache.read(PROFILE, key, Loader(version(2))) == version(2)
+    early.ready.set()
+    assert await stale == version(2)
+
+
+async def test_a_reader_that_goes_away_does_not_take_the_load_from_the_others(quiet: Resources, key: str) -> None:
+    loader = Loader(version(1), ready=False)
+    leaving = asyncio.create_task(quiet.cache.read(PROFILE, key, loader))
+    await loader.asked.wait()
+    staying = asyncio.create_task(quiet.cache.read(PROFILE, key, loader))
+    leaving.cancel()
+    await asyncio.wait({leaving})
+    loader.ready.set()
+    assert await staying == version(1)
+
+
+async def test_a_load_that_fails_is_told_and_tried_anew_by_the_next_reader(quiet: Resources, key: str) -> None:
+    async def fail() -> Entry:
+        raise ValueError("no answer")
+
+    with pytest.raises(ValueError, match="no answer"):
+        await quiet.cache.read(PROFILE, key, fail)
+    assert await quiet.cache.read(PROFILE, key, Loader(version(1))) == version(1)
+
+
+async def test_without_redis_every_read_loads_and_afterwards_none_does(
+    quiet: Resources, servers: Servers, key: str
+) -> None:
+    loader = Loader(version(1))
+    async with servers.down("redis"):
+        for _ in range(5):
+            assert await quiet.cache.read(PROFILE, key, loader) == version(1)
+        assert context.current().spans["cache"].description == "bypass"
+        assert await quiet.cache.put(PROFILE, key, version(2)) == version(2)
+        assert await quiet.cache.generations(["a", "b"]) == [0, 0]
+        await quiet.cache.raise_generation("a", 1)
+    assert loader.loads == 5
+    await quiet.cache.read(PROFILE, key, loader)
+    assert await quiet.cache.read(PROFILE, key, unused) == version(1)
+
+
+@pytest.mark.sabotage(path="app/scaling/cache.py", take_out="if tonumber(ARGV[1]) > held then", put="if true then")
+async def test_a_generation_only_grows(quiet: Resources, other: Resources, key: str) -> None:
+    for position in (5, 9, 7):
+        await quiet.cache.raise_generation(key, position)
+    assert await other.cache.generations([key, f"{key}-none"]) == [9, 0]
+
+
+@pytest.mark.sabotage(path="app/scaling/cache.py", take_out="if position >= NEWEST:", put="if position < 0:")
+async def test_a_commit_of_unknown_position_does_not_send_every_list_to_the_primary(quiet: Resources, key: str) -> None:
+    await quiet.cache.raise_generation(key, NEWEST)
+    assert await quiet.cache.generations([key]) == [0]
+
+
+async def test_any_kind_of_bytes_comes_back_as_it_was(quiet: Resources, key: str) -> None:
+    put: Callable[[Entry], Awaitable[Entry]] = lambda entry: Cache(quiet.redis, quiet.near).put(PROFILE, key, entry)  # noqa: E731
+    for number, body in enumerate((b"{}", b"1:2:3", b"\x00\xff:", '{"name":"Zoë 🙂"}'.encode()), start=1):
+        await put(Entry(number, body))
+        assert await quiet.cache.read(PROFILE, key, unused) == Entry(number, body)

@@ -1,0 +1,97 @@
+"""Migrations: from nothing to the models, several at once without harm, and back."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+from alembic import command
+from conftest import settings_from, until
+from quiet import database_on, environment_of
+from sqlalchemy import Connection
+
+from app.core.settings import Settings
+from app.domain.tables import metadata
+from deploy.local.cluster import Cluster
+from migrations import runner
+
+pytest_plugins = ("quiet",)
+
+NAME = "quiet_migrations"
+
+
+@pytest.fixture
+async def empty(cluster: Cluster) -> AsyncIterator[Settings]:
+    """Settings of an empty database."""
+    async with database_on(cluster, NAME):
+        yield settings_from(environment_of(cluster, NAME))
+
+
+async def tables(url: str) -> set[str]:
+    connection = await asyncpg.connect(url)
+    try:
+        rows = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    finally:
+        await connection.close()
+    return {row["tablename"] for row in rows}
+
+
+@pytest.mark.sabotage(
+    path="migrations/versions/0001_first_tables.py",
+    take_out='    op.create_index("ix_outbox_due_at", "outbox", ["due_at"], unique=False)\n',
+    put="",
+)
+async def test_an_empty_database_becomes_what_the_models_say(empty: Settings) -> None:
+    url = empty.database.shards[0].primary
+    assert await asyncio.to_thread(runner.check, url) == []
+    assert await tables(url) == {*metadata.tables, "alembic_version"}
+
+
+@pytest.mark.sabotage(
+    path="migrations/runner.py",
+    take_out='    connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})\n',
+    put="",
+)
+async def test_a_run_waits_for_one_that_is_under_way_and_a_further_one_finds_nothing_to_do(empty: Settings) -> None:
+    url = empty.database.shards[0].primary
+    waiting = (
+        "SELECT 1 FROM pg_locks JOIN pg_database ON pg_database.oid = database "
+        "WHERE datname = current_database() AND locktype = 'advisory' AND NOT granted"
+    )
+    first = await asyncpg.connect(url)
+    try:
+        async with first.transaction():
+            await first.execute("SELECT pg_advisory_xact_lock($1)", runner.LOCK)
+            second = asyncio.create_task(asyncio.to_thread(runner.upgrade, empty))
+
+            async def waits_or_ended() -> bool:
+                return second.done() or bool(await first.fetch(waiting))
+
+            await until(waits_or_ended)
+            assert not second.done()
+            assert await tables(url) == set()
+        await second
+    finally:
+        await first.close()
+    await asyncio.to_thread(runner.upgrade, empty)
+    assert await asyncio.to_thread(runner.check, url) == []
+    assert await runner._on(url, runner.current)
+
+
+async def test_a_database_that_is_not_migrated_is_known_as_such(empty: Settings) -> None:
+    assert not await runner._on(empty.database.shards[0].primary, runner.current)
+
+
+async def test_every_step_can_be_taken_back(empty: Settings) -> None:
+    url = empty.database.shards[0].primary
+    await asyncio.to_thread(runner.upgrade, empty)
+
+    def downgrade(connection: Connection) -> None:
+        config = runner.configuration()
+        config.attributes["connection"] = connection
+        command.downgrade(config, "base")
+
+    await runner._on(url, downgrade)
+    assert await tables(url) == {"alembic_version"}
+    await asyncio.to_thread(runner.upgrade, empty)
+    assert await asyncio.to_thread(runner.check, url) == []
