@@ -181,6 +181,15 @@ def replay_letters(
         raise typer.Exit(operations.replay_dead_letters(letter))
 
 
+@cli.command("run", rich_help_panel="Operations")
+def run_chore(
+    chore: Annotated[str, typer.Argument(help="sweep_directory, reconcile_payments or purge.", show_default=False)],
+) -> None:
+    """Run one chore of the scheduler now, for cron and Kubernetes CronJobs; never beside another run of it."""
+    with _operating() as operations:
+        raise typer.Exit(operations.run_chore(chore))
+
+
 @cli.command(rich_help_panel="Operations")
 def reconcile(
     *, hours: Annotated[float, typer.Option(min=0, help="Compare payments that moved in so many hours.")] = 26.0

@@ -18,8 +18,16 @@ from app.domain.payments.reconciliation import ON_ITS_WAY
 from app.domain.payments.reconciliation import reconcile as compare
 from app.scaling.deadletters import DeadLetter
 from app.wiring import Resources, open_resources
+from workers.task import Outcome
+from workers.tasks import CHORES
+from workers.tasks.upkeep import attend
 
-DONE, FOUND_SOMETHING = 0, 1
+DONE, FOUND_SOMETHING, MISUSED = 0, 1, 2
+SAID = {
+    Outcome.DONE: "done.",
+    Outcome.DROPPED: "somebody else is at it.",
+    Outcome.DEFERRED: "a dependency did not answer; run it again later.",
+}
 SHOWN = 100  # characters of an error in a list; `show` has all of it
 
 
@@ -36,6 +44,21 @@ def reconcile(hours: float) -> int:
             f"Those of the last {minutes} minutes may still be moving and are left out."
         )
         return FOUND_SOMETHING if found.differences else DONE
+
+    return _with_resources(work)
+
+
+def run_chore(name: str) -> int:
+    """Run one chore now; 1 if a dependency kept it from its end, 0 too if somebody else is at it."""
+    chores = {chore.name.partition(".")[2]: chore for chore in CHORES}
+    if name not in chores:
+        typer.echo(f"There is no chore {name!r}; use one of: {', '.join(sorted(chores))}.", err=True)
+        return MISUSED
+
+    async def work(resources: Resources) -> int:
+        outcome = await attend(chores[name], resources)
+        typer.echo(f"{name}: {SAID[outcome]}")
+        return FOUND_SOMETHING if outcome is Outcome.DEFERRED else DONE
 
     return _with_resources(work)
 

@@ -60,6 +60,7 @@ class Outcome(StrEnum):
     DROPPED = "dropped"  # its receipt was there already
     DEFERRED = "deferred"  # the row is due again later
     DEAD = "dead"  # given up, a dead letter tells of it
+    FAILED = "failed"  # a chore that met a fault of ours; a task is deferred or dead then
     UNDECIDED = "undecided"  # the database is down; the row becomes due again by itself
 
 

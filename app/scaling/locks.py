@@ -18,6 +18,10 @@ log = logger(__name__)
 LEASE = 30.0  # seconds that a holder may be silent before another takes over; renewed three times in it
 
 
+class LockLost(Exception):  # a state of the world, not a fault
+    """The lock went to somebody else, or nobody knows to whom; its work was stopped in the middle."""
+
+
 class Locks:
     """Locks of one process.
 
@@ -29,10 +33,11 @@ class Locks:
         self._link = link
 
     async def run_alone(self, name: str, work: Callable[[int], Awaitable[None]]) -> bool:
-        """Run `work` with its fencing number unless somebody else holds `name`; return whether it ran to its end.
+        """Run `work` with its fencing number to its end; False, and nothing ran, if somebody else holds `name`.
 
         Raises:
             RedisDown: if it cannot be known who holds the lock; then nothing ran.
+            LockLost: if the lease could not be renewed; the work was cancelled and has ended.
         """
         lock = self._link.client.lock(f"lock:{name}", timeout=LEASE, blocking=False)
         async with self._link.calling("lock") as client:
@@ -46,7 +51,7 @@ class Locks:
             if not working.done():
                 working.cancel()
                 await asyncio.gather(working, return_exceptions=True)
-                return False
+                raise LockLost(name)
             await working
             return True
         finally:

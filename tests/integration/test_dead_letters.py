@@ -15,6 +15,7 @@ from app.core.ids import new_id
 from app.domain.orders.rules import Order, Step
 from app.scaling.outbox import dead_letters, outbox, receipts
 from deploy.local.cluster import Cluster
+from workers.task import Outcome
 from workers.tasks.upkeep import attend, purge
 
 
@@ -97,7 +98,7 @@ async def test_nothing_of_an_open_letter_is_purged_and_it_can_be_replayed_a_year
     async with shop.apart.resources.database.writer() as writer:
         for table in (outbox, receipts):
             await writer.run(update(table).where(table.c.done_at.is_not(None)).values(done_at=year_ago))
-    assert await attend(purge, shop.apart.resources)
+    assert await attend(purge, shop.apart.resources) is Outcome.DONE
     (letter,) = (await shop.apart.resources.dead_letters.listed(10, None)).items
     await shop.apart.resources.dead_letters.replay(letter["id"])
     await shop.drain()
@@ -105,7 +106,7 @@ async def test_nothing_of_an_open_letter_is_purged_and_it_can_be_replayed_a_year
     assert len(await shop.ledger(order)) == 1
     async with shop.apart.resources.database.writer() as writer:
         await writer.run(update(dead_letters).values(replayed_at=year_ago))
-    assert await attend(purge, shop.apart.resources)
+    assert await attend(purge, shop.apart.resources) is Outcome.DONE
     assert await shop.apart.dead_letters() == []
 
 

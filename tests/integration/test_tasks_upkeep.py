@@ -1,6 +1,8 @@
 """Chores delete only what has been kept long enough, and run once however many start them."""
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
@@ -10,11 +12,12 @@ from conftest import settings_from
 from sqlalchemy import func, insert, select, update
 
 from app.core.ids import new_id
-from app.scaling import outbox
+from app.scaling import locks, outbox
 from app.scaling.idempotency import idempotency_keys
 from app.wiring import Resources, open_resources
 from deploy.local.cluster import Cluster
 from workers.schedule import SCHEDULE
+from workers.task import Outcome
 from workers.tasks import CHORES
 from workers.tasks.upkeep import Chore, attend, purge
 
@@ -54,7 +57,7 @@ async def test_the_purge_takes_what_is_old_and_leaves_the_rest(apart: Apart) -> 
         await writer.run(
             update(outbox.outbox).where(outbox.outbox.c.id == waiting.id).values(created_at=now - timedelta(days=400))
         )
-    assert await attend(purge, apart.resources)
+    assert await attend(purge, apart.resources) is Outcome.DONE
     async with apart.resources.database.writer() as writer:
         left = {row.id for row in await writer.all(select(outbox.outbox.c.id))}
         receipts = {row.message_id for row in await writer.all(select(outbox.receipts.c.message_id))}
@@ -79,7 +82,7 @@ async def test_the_purge_goes_through_more_than_one_batch(apart: Apart) -> None:
                 for number in range(2500)
             ],
         )
-    assert await attend(purge, apart.resources)
+    assert await attend(purge, apart.resources) is Outcome.DONE
     async with apart.resources.database.writer() as writer:
         row = await writer.first(select(func.count().label("left")).select_from(idempotency_keys))
     assert row is not None
@@ -101,9 +104,9 @@ async def test_a_chore_runs_once_however_many_start_it(apart: Apart) -> None:
     chore = Chore("upkeep.test", seconds=20, work=count)
     first = asyncio.create_task(attend(chore, apart.resources))
     await began.wait()
-    assert [await attend(chore, apart.resources) for _ in range(3)] == [False, False, False]
+    assert [await attend(chore, apart.resources) for _ in range(3)] == [Outcome.DROPPED] * 3
     release.set()
-    assert await first
+    assert await first is Outcome.DONE
     assert len(runs) == 1
 
 
@@ -112,4 +115,55 @@ async def test_a_chore_whose_lock_cannot_be_asked_for_does_not_run(apart: Apart)
         pytest.fail("it must not run")
 
     async with open_resources(settings_from(apart.environment | {"REDIS_URL": NOBODY})) as cut_off:
-        assert not await attend(Chore("upkeep.test", seconds=5, work=fail), cut_off)
+        assert await attend(Chore("upkeep.test", seconds=5, work=fail), cut_off) is Outcome.DEFERRED
+
+
+@pytest.mark.sabotage(
+    "app/scaling/locks.py", "                working.cancel()\n                await", "                await"
+)
+async def test_a_lost_lock_stops_the_work_and_the_next_holder_has_a_higher_fence(
+    apart: Apart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "LEASE", 0.3)
+    fences, stopped = [], asyncio.Event()
+
+    async def hold(fence: int) -> None:
+        fences.append(fence)
+        await apart.broker.delete("lock:upkeep.test")
+        try:
+            async with asyncio.timeout(5):
+                await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            stopped.set()
+            raise
+
+    with pytest.raises(locks.LockLost):
+        await apart.resources.locks.run_alone("upkeep.test", hold)
+    assert stopped.is_set()
+
+    async def note(fence: int) -> None:
+        fences.append(fence)
+
+    assert await apart.resources.locks.run_alone("upkeep.test", note)
+    assert fences[1] > fences[0]
+
+
+async def test_a_chore_is_a_command_for_cron(apart: Apart) -> None:
+    async def scaleout(name: str) -> "subprocess.CompletedProcess[str]":
+        return await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-m", "app.cli", "run", name],
+            env=apart.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+
+    done = await scaleout("purge")
+    assert (done.returncode, done.stdout) == (0, "purge: done.\n"), done.stderr
+    async with apart.resources.redis.client.lock("lock:upkeep.purge", timeout=30):
+        assert (await scaleout("purge")).stdout == "purge: somebody else is at it.\n"
+    unknown = await scaleout("dance")
+    assert unknown.returncode == 2
+    assert "sweep_directory" in unknown.stderr

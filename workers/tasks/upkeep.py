@@ -18,10 +18,11 @@ from app.core.telemetry import TASKS, logger
 from app.domain.payments.reconciliation import reconcile
 from app.domain.sessions.tables import sessions
 from app.scaling.idempotency import idempotency_keys
+from app.scaling.locks import LockLost
 from app.scaling.outbox import dead_letters, outbox, receipts
 from app.scaling.redis_link import RedisDown
 from app.wiring import Resources
-from workers.task import Delivery, once, task
+from workers.task import Delivery, Outcome, once, task
 
 log = logger(__name__)
 
@@ -53,10 +54,10 @@ def chore(name: str, *, seconds: float) -> Callable[[Callable[[Resources], Await
     return make
 
 
-async def attend(chore: Chore, resources: Resources) -> bool:
-    """Run the chore unless somebody else is at it; return whether it ran to its end.
+async def attend(chore: Chore, resources: Resources) -> Outcome:
+    """Run the chore: DONE, DROPPED if somebody else is at it, or DEFERRED.
 
-    A dependency that is down ends it: its next time comes.
+    A dependency that is down, or a lock that is lost, ends it: its next time comes.
     """
 
     async def work(_fence: int) -> None:
@@ -64,16 +65,16 @@ async def attend(chore: Chore, resources: Resources) -> bool:
             await chore.work(resources)
 
     with context.working(context.Work(request_id=context.new_request_id())):
-        outcome = "failed"
+        outcome = Outcome.FAILED
         try:
-            outcome = "done" if await resources.locks.run_alone(chore.name, work) else "dropped"
-        except (Unavailable, RedisDown, TimeoutError) as error:
-            outcome = "deferred"
+            outcome = Outcome.DONE if await resources.locks.run_alone(chore.name, work) else Outcome.DROPPED
+        except (Unavailable, RedisDown, LockLost, TimeoutError) as error:
+            outcome = Outcome.DEFERRED
             log.warning("chore waits for its next time", chore=chore.name, reason=f"{type(error).__name__}: {error}")
         finally:
-            TASKS.labels(chore.name, outcome).inc()
-        log.info("chore", chore=chore.name, outcome=outcome)
-    return outcome == "done"
+            TASKS.labels(chore.name, outcome.value).inc()
+        log.info("chore", chore=chore.name, outcome=outcome.value)
+    return outcome
 
 
 @dataclass(frozen=True, slots=True)
