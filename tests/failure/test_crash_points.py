@@ -72,6 +72,7 @@ class Processes:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(20)
             process.kill()
+            process.wait()
 
 
 @pytest.fixture
