@@ -18,7 +18,7 @@ unexport UV_CACHE_DIR
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run stop down status test check prove load clean
+.PHONY: help setup run stop down status test check prove load bench clean
 .SILENT:
 # Half a virtual environment must not look like a whole one.
 .DELETE_ON_ERROR:
@@ -56,6 +56,9 @@ load: $(STAMP) ## Customers of the shop at URL (http://127.0.0.1:8000): USERS=20
 	if [ "$(or $(TOOL),k6)" = locust ]; then \
 	  exec $(BIN)/locust -f loadtests/locust/shop.py --host $(URL) --headless -u $(USERS) -r 5 -t $(DURATION) --only-summary; \
 	else exec $(BIN)/k6 run --quiet -e URL=$(URL) -e USERS=$(USERS) -e DURATION=$(DURATION) loadtests/k6/shop.js; fi
+
+bench: $(STAMP) ## The hot path against its limit, in turns on two cores; writes loadtests/bench/results
+	$(BIN)/python -m loadtests.bench
 
 clean: ## Stop the cluster and remove its data, .venv and caches
 	[ ! -x $(BIN)/scaleout ] || $(BIN)/scaleout down --wipe

@@ -4,6 +4,7 @@ An instance keeps nothing that another one lacks. Start it with `scaleout api`, 
 `uvicorn --factory app.main:create_app`.
 """
 
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -66,6 +67,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 await resources.database.reader().first(select(literal(1)))
             except Unavailable as error:
                 log.warning("started without a database", code=error.code)
+            # What is there now stays for good: the collector need not look through all of it again and again, which
+            # holds every request up for tens of milliseconds.
+            gc.collect()
+            gc.freeze()
             resources.lifecycle.enter(Phase.READY)
             try:
                 yield

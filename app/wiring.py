@@ -20,6 +20,7 @@ from app.domain.profiles.passwords import Passwords
 from app.domain.profiles.service import Profiles
 from app.domain.reports.recommendations import Recommendations
 from app.domain.reports.service import Reports
+from app.domain.sessions.admission import ADMIT, Admissions
 from app.domain.sessions.service import Sessions
 from app.scaling.cache import Cache
 from app.scaling.database import Database
@@ -27,7 +28,9 @@ from app.scaling.deadletters import DeadLetters
 from app.scaling.events import EventStream
 from app.scaling.lifecycle import Lifecycle
 from app.scaling.locks import Locks
+from app.scaling.near import Near
 from app.scaling.paging import Cursors
+from app.scaling.pipe import Pipe
 from app.scaling.ratelimit import RateLimiter
 from app.scaling.redis_link import RedisLink
 from app.scaling.storage import Storage
@@ -41,6 +44,7 @@ class Resources:
     lifecycle: Lifecycle
     database: Database
     redis: RedisLink
+    near: Near
     cache: Cache
     limiter: RateLimiter
     storage: Storage
@@ -52,6 +56,7 @@ class Resources:
     passwords: Passwords
     profiles: Profiles
     sessions: Sessions
+    admissions: Admissions
     catalog: Catalog
     orders: Orders
     payments: Payments
@@ -68,6 +73,9 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         secret = settings.service.secret
         redis = RedisLink(settings.redis)
         stack.push_async_callback(redis.stop)
+        near = Near(redis, settings.cache)
+        await near.start()
+        stack.push_async_callback(near.stop)
         database = Database(settings.database)
         stack.push_async_callback(database.stop)
         await database.start()
@@ -76,18 +84,25 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         payments = Payments(settings.payments)
         stack.push_async_callback(payments.stop)
 
-        cache = Cache(redis)
+        cache = Cache(redis, near)
         cursors = Cursors(secret)
         storage = Storage(settings.storage, secret, settings.service.public_url)
         directory = Directory(database, secret)
         profiles = Profiles(database, directory, cache, cursors, passwords)
         catalog = Catalog(database, cache, cursors)
         invoices = Invoices(database, storage)
+        pipe = Pipe(settings.redis, ADMIT)
+        await pipe.start()
+        stack.push_async_callback(pipe.stop)
+        admissions = Admissions(pipe, near, redis, settings.sessions)
+        await admissions.start()
+        stack.push_async_callback(admissions.stop)
         yield Resources(
             settings=settings,
             lifecycle=Lifecycle(settings.service.ready_file),
             database=database,
             redis=redis,
+            near=near,
             cache=cache,
             limiter=RateLimiter(redis, settings.rates.instances),
             storage=storage,
@@ -98,7 +113,8 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             directory=directory,
             passwords=passwords,
             profiles=profiles,
-            sessions=Sessions(database, redis, profiles, settings.sessions),
+            sessions=Sessions(database, redis, near, profiles, settings.sessions),
+            admissions=admissions,
             catalog=catalog,
             orders=Orders(database, catalog, storage, cursors),
             payments=payments,

@@ -22,16 +22,17 @@ from app.api.exchange import (
     begin,
     client_address,
     exchange_of,
-    is_https,
     limit_subject,
     resources_of,
     session_cookie,
 )
+from app.api.hotpath import HotPath, admission_of
+from app.api.security import CONTENT_POLICY, VARY, fixed_headers, policies_of
 from app.core import context
 from app.core.errors import Forbidden, Invalid, ServiceError, TimedOut, TooLarge, Unauthenticated
 from app.core.settings import Settings
 from app.core.signing import BadSignature
-from app.core.telemetry import logger
+from app.core.telemetry import logger, request_finished
 from app.domain.sessions.rules import Session
 from app.scaling.ratelimit import Policy
 
@@ -42,24 +43,13 @@ _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 # For machines and for reading about the API: neither limited nor signed in, so that they answer when nothing else does.
 _EXEMPT = ("/health", "/metrics", "/docs", "/openapi.json")
 
-_SECURITY = (
-    (b"x-content-type-options", b"nosniff"),
-    (b"x-frame-options", b"DENY"),  # for browsers that do not know frame-ancestors
-    (b"referrer-policy", b"no-referrer"),
-    (b"cross-origin-opener-policy", b"same-origin"),
-    (b"cross-origin-resource-policy", b"same-origin"),
-    (b"permissions-policy", b"accelerometer=(), camera=(), geolocation=(), microphone=()"),
-)
-# An API's answers are data: whatever a browser is made to see in one, it runs nothing. /docs sets its own.
-_POLICY = b"default-src 'none'; frame-ancestors 'none'"
-# Two years, as browsers' preload lists ask for.
-_HSTS = (b"strict-transport-security", b"max-age=63072000; includeSubDomains")
-
 
 def layers(settings: Settings) -> list[Middleware]:
     """Return the middleware in order, the outermost first."""
     return [
-        # First, because it writes what all others raise, and times, logs and counts them.
+        # Before everything, because it does without the rest where it can.
+        Middleware(HotPath, settings=settings),
+        # Next, because it writes what all others raise, and times, logs and counts them.
         Middleware(RequestEdge, settings=settings),
         # Before anything that costs something: a body that is too long is refused unread.
         Middleware(BodyLimit, limit=settings.service.body_limit),
@@ -76,8 +66,7 @@ class RequestEdge:
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
         self._settings = settings.service
-        fixed = [*_SECURITY, (b"x-instance", settings.service.instance.encode())]
-        self._fixed = [*fixed, _HSTS] if is_https(settings.service) else fixed
+        self._fixed = fixed_headers(settings.service)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request from its first byte to its line in the log."""
@@ -102,14 +91,11 @@ class RequestEdge:
                 await self._serve(scope, receive, outgoing, headers)
         finally:
             seconds = metrics.record(scope, method, outgoing.status, outgoing.headers, started)
-            with context.working(work):
-                log.info(
-                    "request",
-                    method=method,
-                    route=metrics.template_of(scope),
-                    status=outgoing.status,
-                    duration_ms=round(seconds * 1000, 2),
-                )
+            who = {"request_id": work.request_id}
+            if work.profile_id is not None:
+                who["profile_id"] = str(work.profile_id)
+            what = {"method": method, "route": metrics.template_of(scope), "status": outgoing.status}
+            request_finished({**who, **what, "duration_ms": round(seconds * 1000, 2)})
 
     async def _serve(self, scope: Scope, receive: Receive, outgoing: "_Outgoing", headers: Headers) -> None:
         try:
@@ -153,11 +139,11 @@ class RequestEdge:
                 headers.append((b"set-cookie", exchange.cookie.encode()))
             if work.wrote:
                 headers.append((b"consistency-token", await _consistency(scope, work)))
-            _default(headers, b"content-security-policy", _POLICY)
+            _default(headers, *CONTENT_POLICY)
             _default(headers, b"cache-control", b"no-store")
             caching = next(value for name, value in headers if name == b"cache-control")
             if not caching.startswith(b"public"):
-                _default(headers, b"vary", b"Authorization, Cookie")
+                _default(headers, *VARY)
             elif exchange.cookie is not None:  # a shared cache must not hand one client's cookie to another
                 headers = [pair for pair in headers if pair[0] != b"cache-control"]
                 headers.append((b"cache-control", b"private, no-cache"))
@@ -250,7 +236,7 @@ class Callers:
         self._origin = _origin(settings.service.public_url)
         rates = settings.rates
         self._anonymous = Policy.parse("anonymous", rates.anonymous)
-        self._tiers = {name: Policy.parse(name, getattr(rates, name)) for name in ("free", "pro", "enterprise")}
+        self._tiers = policies_of(rates)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on once its caller is known and within the limit."""
@@ -265,6 +251,15 @@ class Callers:
         bearer = _bearer(headers)
         cookie = None if bearer is not None else cookie_parser(headers.get("cookie", "")).get(SESSION_COOKIE)
         token = bearer if bearer is not None else cookie
+        admission = admission_of(scope) or (await resources.admissions.admit(token, self._tiers) if token else None)
+        if admission is not None:
+            for shard, position in admission.positions.items():
+                exchange.work.reached(int(shard), int(position))
+            self._signed_in(exchange, admission.session)
+            exchange.judged(admission.verdict)
+            if cookie is not None and scope["method"] not in _SAFE:
+                self._check_origin(headers)
+            return
         session = await resources.sessions.find(token) if token else None
         if session is None:
             # Counted before it is refused: tokens are not for guessing.

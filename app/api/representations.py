@@ -47,6 +47,19 @@ def product_tag(version: int, revision: int) -> str:
     return f'"v{version}-{revision}"'
 
 
+def profile_tag_of(entry: Entry) -> str:
+    """Return the entity tag of a cached profile."""
+    return profile_tag(entry.version)
+
+
+def product_tag_of(entry: Entry) -> str:
+    """Return the entity tag of a cached product.
+
+    The entry carries the revision; the version stands in the bytes, where no text of the product can forge it.
+    """
+    return product_tag(wire.decode(entry.body or b"{}")["version"], entry.version)
+
+
 def version_from(if_match: str | None) -> int:
     """Return the version that a caller's `If-Match` names.
 
@@ -97,7 +110,7 @@ def read(request: Request, content: bytes | Mapping[str, Any], *, tag: str, cach
         caching: a key of `CACHING`.
     """
     headers = {"ETag": tag, "Cache-Control": CACHING[caching]}
-    if _has(request.headers.get("if-none-match"), tag):
+    if has(request.headers.get("if-none-match"), tag):
         return Response(status_code=304, headers=headers)
     body = content if isinstance(content, bytes) else wire.encode(content)
     return Response(body, 200, headers, JSON)
@@ -111,7 +124,7 @@ def profile_read(request: Request, entry: Entry) -> Response:
     """
     if entry.body is None:
         raise NotFound("There is no such profile.")
-    return read(request, entry.body, tag=profile_tag(entry.version), caching="profile")
+    return read(request, entry.body, tag=profile_tag_of(entry), caching="profile")
 
 
 def product_read(request: Request, entry: Entry) -> Response:
@@ -122,9 +135,7 @@ def product_read(request: Request, entry: Entry) -> Response:
     """
     if entry.body is None:
         raise NotFound("There is no such product.")
-    # The entry carries the revision; the version stands in the bytes, where no text of the product can forge it.
-    version = wire.decode(entry.body)["version"]
-    return read(request, entry.body, tag=product_tag(version, entry.version), caching="product")
+    return read(request, entry.body, tag=product_tag_of(entry), caching="product")
 
 
 def product_written(product: Product, *, status: int, headers: Mapping[str, str] | None = None) -> Response:
@@ -137,8 +148,11 @@ def location(path: str, identifier: UUID | str) -> dict[str, str]:
     return {"Location": f"{path}/{identifier}"}
 
 
-def _has(if_none_match: str | None, tag: str) -> bool:
-    # Weak comparison, as RFC 9110 asks for reads: a proxy that compresses marks our tags as weak.
+def has(if_none_match: str | None, tag: str) -> bool:
+    """Return whether a caller's `If-None-Match` names `tag`.
+
+    The comparison is the weak one, as RFC 9110 asks for reads: a proxy that compresses marks our tags as weak.
+    """
     if if_none_match is None:
         return False
     if if_none_match.strip() == "*":

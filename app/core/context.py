@@ -35,6 +35,7 @@ class Work:
         profile_id: the signed-in caller, once known.
         positions: shard number -> position in its log that this work's reads must have reached; raised by each commit.
         wrote: shards on which this work has committed.
+        unsettled: shards on which somebody writes for the caller right now, so that only their primaries can answer.
         spans: layer (`cache`, `db`) -> who answered.
     """
 
@@ -43,6 +44,7 @@ class Work:
     profile_id: UUID | None = None
     positions: dict[int, int] = field(default_factory=dict)
     wrote: set[int] = field(default_factory=set)
+    unsettled: set[int] = field(default_factory=set)
     spans: dict[str, Span] = field(default_factory=dict)
 
     def remaining(self, default: float) -> float:

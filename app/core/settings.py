@@ -163,6 +163,15 @@ class RedisSettings(_Group):
         return (self.broker_url or self.url).get_secret_value()
 
 
+class CacheSettings(_Group):
+    """What an instance keeps in its own memory of the cache and of sessions."""
+
+    model_config = SettingsConfigDict(env_prefix="CACHE_")
+
+    # A profile is about half a kilobyte, a page of a list about ten: 20 MB for most shops. 0 keeps nothing.
+    local_entries: int = Field(default=10_000, ge=0, le=1_000_000)
+
+
 class StorageSettings(_Group):
     """Object storage for invoices and assets."""
 
@@ -238,6 +247,7 @@ class Settings(BaseModel):
     service: ServiceSettings
     database: DatabaseSettings
     redis: RedisSettings
+    cache: CacheSettings
     storage: StorageSettings
     payments: PaymentSettings
     mail: MailSettings
@@ -249,6 +259,7 @@ class Settings(BaseModel):
         "service": ServiceSettings,
         "database": DatabaseSettings,
         "redis": RedisSettings,
+        "cache": CacheSettings,
         "storage": StorageSettings,
         "payments": PaymentSettings,
         "mail": MailSettings,

@@ -4,14 +4,17 @@ Logs are one JSON object a line (readable ones on a terminal) and carry the requ
 API as in the worker. Neither logs nor labels ever hold an e-mail address, a token, a password or a card.
 """
 
+import asyncio
+import atexit
 import logging
 import sys
+from datetime import UTC, datetime
 from typing import Any
 
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
-from app.core import context
+from app.core import context, wire
 from app.core.settings import ServiceSettings
 
 # From 1 ms to 10 s with a step of at most 2.5, so that p50, p95 and p99 are within one bucket of the truth.
@@ -27,6 +30,9 @@ REPLICA_LAG = Gauge("replica_lag_seconds", "How far a replica's replay is behind
 REPLICA_HEALTHY = Gauge("replica_healthy", "1 while a replica takes reads, else 0.", ["shard", "node"])
 CACHE_READS = Counter("cache_reads_total", "Cache reads by kind of value and what they found.", ["kind", "result"])
 CACHE_LOADS = Counter("cache_loads_total", "Values loaded behind the cache, by kind.", ["kind"])
+NEAR_UNHEARD = Counter(
+    "cache_push_unheard_total", "Writes that waited out the lease of an instance that did not drop its copy in time."
+)
 REDIS_FAILURES = Counter("redis_failures_total", "Calls to Redis that failed, by what they were for.", ["purpose"])
 RATE_LIMITED = Counter("rate_limited_total", "Requests refused by a rate limit, by policy.", ["policy"])
 BREAKER_OPEN = Gauge("breaker_open", "1 while the breaker of a dependency refuses calls, else 0.", ["dependency"])
@@ -42,6 +48,48 @@ RECOMMENDATIONS = Counter("recommendations_total", "Recommendations by the sourc
 BUSINESS_EVENTS = Counter(
     "business_events_total", "What the business counts: orders by outcome, sign-ups, invoices.", ["event", "status"]
 )
+
+
+# Lines of requests are written together: one write for some dozens of them. A process that is killed loses those of
+# this last moment, one that ends does not.
+GATHER_SECONDS = 0.05
+MOST_GATHERED = 500
+
+
+class RequestLines:
+    """The line of each finished request, in the shape of all other lines, without a logger's many steps."""
+
+    def __init__(self, settings: ServiceSettings, role: str) -> None:
+        self._who = {"instance": settings.instance, "role": role, "level": "info", "logger": "app.request"}
+        self._gathered: list[bytes] = []
+        atexit.register(self.flush)
+
+    def add(self, fields: dict[str, Any]) -> None:
+        """Add one line; it is written within `GATHER_SECONDS`."""
+        self._gathered.append(wire.encode({**fields, **self._who, "timestamp": datetime.now(UTC), "event": "request"}))
+        if len(self._gathered) == 1:
+            asyncio.get_running_loop().call_later(GATHER_SECONDS, self.flush)
+        elif len(self._gathered) >= MOST_GATHERED:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is gathered."""
+        if self._gathered:
+            lines, self._gathered = self._gathered, []
+            sys.stdout.write((b"\n".join(lines) + b"\n").decode())
+            sys.stdout.flush()
+
+
+# Set for the process by `configure_logging` where lines are JSON at level info or below.
+_lines: list[RequestLines] = []
+
+
+def request_finished(fields: dict[str, Any]) -> None:
+    """Log one finished request: request id, caller, method, route, status and duration."""
+    if _lines:
+        _lines[0].add(fields)
+    else:
+        logger("app.request").info("request", **fields)
 
 
 def _work(_logger: Any, _name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
@@ -95,6 +143,7 @@ def configure_logging(settings: ServiceSettings, role: str) -> None:
     )
     logging.basicConfig(handlers=[handler], level=settings.log_level.upper(), force=True)
     logging.captureWarnings(capture=True)
+    _lines[:] = [RequestLines(settings, role)] if not readable and settings.log_level in {"debug", "info"} else []
     for noisy in ("httpx", "httpcore", "uvicorn.access", "sqlalchemy.engine"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 

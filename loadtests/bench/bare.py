@@ -7,10 +7,13 @@ with this server and this client library.
 import os
 from typing import Any
 
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 
-KEY = "bench:profile"
-_client = Redis.from_url(os.environ["REDIS_URL"], protocol=3)
+from loadtests.bench import KEY
+
+# As many connections as this service would have; whoever finds none free waits.
+_pool = BlockingConnectionPool.from_url(os.environ["REDIS_URL"], protocol=3, max_connections=64, timeout=None)
+_client = Redis(connection_pool=_pool)
 _START = {"type": "http.response.start", "status": 200}
 
 
@@ -19,7 +22,7 @@ async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
     if scope["type"] != "http":
         await _lifespan(receive, send)
         return
-    body = await _client.get(KEY)
+    body: Any = await _client.get(KEY)
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({**_START, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -9,7 +9,9 @@ import json
 import statistics
 import sys
 from dataclasses import asdict, dataclass
+from functools import partial
 from time import perf_counter
+from typing import cast
 from urllib.parse import urlsplit
 
 import uvloop
@@ -29,21 +31,24 @@ class Wrong(Exception):
 
 
 class Connection(asyncio.Protocol):
-    """One connection that asks again and again until `until`."""
+    """One connection that asks again and again, once `begin` is called."""
 
-    def __init__(self, request: bytes, until: float, latencies: list[float], done: asyncio.Future[None]) -> None:
+    def __init__(self, request: bytes, latencies: list[float], done: asyncio.Future[None]) -> None:
         self._request = request
-        self._until = until
+        self._until = 0.0
         self._latencies = latencies
-        self._done = done
+        self.done = done
         self._buffer = b""
         self._sent = 0.0
         self._transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Send the first request."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101  # what a TCP connection is
-        self._transport = transport
+        """Keep the way out; `begin` sends the first request."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's own, no subclass of it
+
+    def begin(self, until: float) -> None:
+        """Send the first request, and go on until that moment."""
+        self._until = until
         self._ask()
 
     def data_received(self, data: bytes) -> None:
@@ -75,13 +80,17 @@ class Connection(asyncio.Protocol):
         self._transport.write(self._request)
 
     def _end(self, error: Exception | None) -> None:
-        if self._done.done():
+        if self.done.done():
             return
         if error is None:
-            self._done.set_result(None)
+            self.done.set_result(None)
         else:
-            self._done.set_exception(error)
+            self.done.set_exception(error)
         self._transport.close()
+
+
+def _given(connection: Connection) -> Connection:
+    return connection
 
 
 async def measure(url: str, token: str, connections: int, seconds: float) -> Measured:
@@ -91,17 +100,17 @@ async def measure(url: str, token: str, connections: int, seconds: float) -> Mea
         Wrong: at the first answer that is not 200.
     """
     parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.port or 80
     request = (f"GET {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nAuthorization: Bearer {token}\r\n\r\n").encode()
     loop = asyncio.get_running_loop()
     latencies: list[float] = []
+    made = [Connection(request, latencies, loop.create_future()) for _ in range(connections)]
+    for connection in made:
+        await loop.create_connection(partial(_given, connection), host, port)
     started = perf_counter()
-    ends: list[asyncio.Future[None]] = []
-    for _ in range(connections):
-        ends.append(loop.create_future())
-        await loop.create_connection(
-            lambda: Connection(request, started + seconds, latencies, ends[-1]), parts.hostname, parts.port
-        )
-    await asyncio.gather(*ends)
+    for connection in made:
+        connection.begin(started + seconds)
+    await asyncio.gather(*(connection.done for connection in made))
     percentiles = statistics.quantiles(latencies, n=100)
     return Measured(len(latencies) / (perf_counter() - started), percentiles[49] * 1000, percentiles[98] * 1000)
 

@@ -10,12 +10,14 @@ from uuid import UUID
 import orjson
 from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 
-from loadtests.bench.bare import KEY
+from loadtests.bench import KEY
 
 app = FastAPI()
-_client = Redis.from_url(os.environ["REDIS_URL"], protocol=3)
+# As many connections as this service would have; whoever finds none free waits.
+_pool = BlockingConnectionPool.from_url(os.environ["REDIS_URL"], protocol=3, max_connections=64, timeout=None)
+_client = Redis(connection_pool=_pool)
 
 
 class Profile(BaseModel):

@@ -201,3 +201,22 @@ async def test_any_kind_of_bytes_comes_back_as_it_was(quiet: Resources, key: str
     for number, body in enumerate((b"{}", b"1:2:3", b"\x00\xff:", '{"name":"Zoë 🙂"}'.encode()), start=1):
         await put(Entry(number, body))
         assert await quiet.cache.read(PROFILE, key, unused) == Entry(number, body)
+
+
+@pytest.mark.sabotage(
+    path="app/scaling/cache.py",
+    take_out='if await client.set(lease, b"1", nx=True, px=LEASE_MILLISECONDS):',
+    put="if True:",
+)
+async def test_500_readers_of_one_cold_key_on_two_instances_load_it_once(
+    quiet: Resources, other: Resources, key: str
+) -> None:
+    loader = Loader(version(1), ready=False)
+    readers = [
+        asyncio.create_task((quiet, other)[number % 2].cache.read(PROFILE, key, loader)) for number in range(500)
+    ]
+    await loader.asked.wait()
+    assert await other.redis.client.exists(f"loading:profile:{key}@[][]")
+    loader.ready.set()
+    assert await asyncio.gather(*readers) == [version(1)] * 500
+    assert loader.loads == 1

@@ -226,9 +226,7 @@ async def test_head_answers_as_get_without_the_body(edge: httpx.AsyncClient) -> 
     assert head.headers["content-length"] == get.headers["content-length"]
 
 
-@pytest.mark.sabotage(
-    path="app/api/metrics.py", take_out="modified_handler=template_of(scope)", put='modified_handler=scope["path"]'
-)
+@pytest.mark.sabotage(path="app/api/metrics.py", take_out="meters_of(template_of(scope)", put='meters_of(scope["path"]')
 async def test_metrics_are_counted_by_route_template_and_not_by_path(edge: httpx.AsyncClient) -> None:
     def count(handler: str, status: str, method: str = "GET") -> float:
         labels = {"handler": handler, "status": status, "method": method}

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
+from app.core import wire
+
 PREFIX = "sct_"
 _RANDOM_BYTES = 32
 _LENGTH = 16 + _RANDOM_BYTES
@@ -66,6 +68,23 @@ def read_token(token: str) -> tuple[UUID, str] | None:
     except (binascii.Error, ValueError):
         return None
     return UUID(bytes=raw[:16]), _key(token)
+
+
+def name_of(profile_id: UUID, key: str) -> str:
+    """Return the name under which Redis holds a session."""
+    return f"session:{{{profile_id}}}:{key}"
+
+
+def dump(session: Session) -> bytes:
+    """Return a session as Redis holds it; who and which say its name."""
+    return wire.encode([session.tier, session.role, session.created_at, session.seen_at, session.expires_at])
+
+
+def load(profile_id: UUID, key: str, raw: bytes) -> Session:
+    """Read a session back."""
+    tier, role, *moments = wire.decode(raw)
+    created_at, seen_at, expires_at = map(datetime.fromisoformat, moments)
+    return Session(profile_id, key, tier, role, created_at, seen_at, expires_at)
 
 
 def _key(token: str) -> str:

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, delete, insert, select, true, update
 
-from app.core import context, wire
+from app.core import context
 from app.core.errors import Unauthenticated, Unavailable
 from app.core.ids import new_id
 from app.core.settings import SessionSettings
@@ -19,18 +19,17 @@ from app.core.telemetry import BUSINESS_EVENTS
 from app.domain.profiles.rules import Profile
 from app.domain.profiles.service import Profiles
 from app.domain.profiles.tables import profiles
-from app.domain.sessions.rules import Session, SignedIn, new_token, read_token
+from app.domain.sessions.admission import SEEN_EVERY
+from app.domain.sessions.rules import Session, SignedIn, dump, load, name_of, new_token, read_token
 from app.domain.sessions.tables import sessions
 from app.scaling import outbox
 from app.scaling.database import Database
+from app.scaling.near import Near
 from app.scaling.redis_link import RedisDown, RedisLink
 
 # A position matters until every healthy replica has passed it; a replica that lags by more than the largest allowed
 # lag (300 s in the settings) takes no reads.
 POSITIONS_TTL = 330  # seconds
-# The copy learns of use at most this often: idle time is then known to 5 minutes if Redis is lost.
-SEEN_EVERY = timedelta(minutes=5)
-
 # A new position never replaces a newer one: two requests of one profile may end in any order.
 _RAISE_POSITIONS = """
 for i = 1, #ARGV - 1, 2 do
@@ -48,13 +47,17 @@ class Sessions:
     Args:
         database: keeps the copies.
         link: the Redis that answers.
+        near: what instances keep of it.
         profiles: knows addresses and passwords.
         settings: how long sessions live.
     """
 
-    def __init__(self, database: Database, link: RedisLink, known: Profiles, settings: SessionSettings) -> None:
+    def __init__(
+        self, database: Database, link: RedisLink, near: Near, known: Profiles, settings: SessionSettings
+    ) -> None:
         self._database = database
         self._link = link
+        self._near = near
         self._profiles = known
         self._settings = settings
         self._raise_positions = link.client.register_script(_RAISE_POSITIONS)
@@ -101,7 +104,7 @@ class Sessions:
         try:
             async with self._link.calling("session") as client:
                 pipeline = client.pipeline(transaction=False)
-                pipeline.getex(_name(profile_id, key), ex=self._settings.idle)
+                pipeline.getex(name_of(profile_id, key), ex=self._settings.idle)
                 pipeline.hgetall(_positions(profile_id))
                 raw, positions = await pipeline.execute()
         except RedisDown:
@@ -111,7 +114,7 @@ class Sessions:
             work.reached(int(shard), int(position))
         if raw is None:
             return await self._recover(profile_id, key)
-        session = _load(profile_id, key, raw)
+        session = load(profile_id, key, raw)
         return await self._seen(session) if session.expires_at > datetime.now(UTC) else None
 
     async def listed(self, profile_id: UUID) -> list[dict[str, Any]]:
@@ -147,14 +150,13 @@ class Sessions:
         await self._end(profile_id, true())
 
     async def forget(self, profile_id: UUID, keys: list[str]) -> None:
-        """Take ended sessions out of Redis.
+        """Take ended sessions out of Redis and out of every instance's memory.
 
         Raises:
             Unavailable: if Redis does not answer; then they must be forgotten later, before it answers with them again.
         """
         try:
-            async with self._link.calling("session") as client:
-                await client.delete(*(_name(profile_id, key) for key in keys))
+            await self._near.forget([name_of(profile_id, key) for key in keys])
         except RedisDown as error:
             raise Unavailable("Redis does not answer.", code="redis_down") from error
 
@@ -198,7 +200,7 @@ class Sessions:
         try:
             async with self._link.calling("session") as client:
                 # Again means over what is there: a session that is ended at this moment does not come back.
-                await client.set(_name(session.profile_id, session.key), _dump(session), ex=max(1, seconds), xx=again)
+                await client.set(name_of(session.profile_id, session.key), dump(session), ex=max(1, seconds), xx=again)
         except RedisDown:
             return  # the copy answers until it is back
 
@@ -238,19 +240,5 @@ class Sessions:
         return session
 
 
-def _name(profile_id: UUID, key: str) -> str:
-    return f"session:{{{profile_id}}}:{key}"
-
-
 def _positions(profile_id: UUID) -> str:
     return f"positions:{{{profile_id}}}"
-
-
-def _dump(session: Session) -> bytes:
-    return wire.encode([session.tier, session.role, session.created_at, session.seen_at, session.expires_at])
-
-
-def _load(profile_id: UUID, key: str, raw: bytes) -> Session:
-    tier, role, *moments = wire.decode(raw)
-    created_at, seen_at, expires_at = map(datetime.fromisoformat, moments)
-    return Session(profile_id, key, tier, role, created_at, seen_at, expires_at)

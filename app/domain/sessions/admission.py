@@ -1,0 +1,225 @@
+"""Who calls and whether they may, for nearly every request: one round trip to Redis, or none.
+
+One script finds the session, counts the request against the limit of its tier, and brings along the positions or the
+cached value that the request is about. Of a caller who comes often an instance takes several permits at a time and
+keeps the session for a second, so most requests ask nobody. All permits are counted in Redis when they are taken, and
+those that are not used go back: together the instances never allow more than the limit.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from time import monotonic
+from typing import Any, NamedTuple
+
+from app.core.settings import SessionSettings
+from app.core.telemetry import RATE_LIMITED
+from app.domain.sessions.rules import Session, load, name_of, read_token
+from app.scaling.near import Near
+from app.scaling.pipe import Pipe
+from app.scaling.ratelimit import Policy, Verdict
+from app.scaling.redis_link import RedisDown, RedisLink
+
+# An ended session is refused everywhere within a second, also by an instance that no push reaches.
+KEPT_SECONDS = 1.0
+# Permits at a time: so many that one request in 64 asks Redis, so few that the headers stay near the truth.
+MOST_PERMITS = 64
+# Leases that are not used any more go back after at least this time, well within the shortest useful window.
+IDLE_SECONDS = 1.0
+# Callers with permits at hand; more than an instance serves in a second.
+MOST_LEASES = 10_000
+# The copy on the shard learns of use at most this often: idle time is then known to 5 minutes if Redis is lost.
+SEEN_EVERY = timedelta(minutes=5)
+
+# KEYS: session, and where a value is asked for, the value.
+# ARGV: idle seconds, how fresh `seen` must be, now, subject, wanted permits, then name, quota and window (ms) of each
+# tier, the first being the one of unknown tiers.
+# A sixteenth of what is left at most, so that a caller near the limit is counted one by one; a value that is not there
+# takes one permit only, because the request goes on the longer way.
+ADMIT = """
+local raw = redis.call('GET', KEYS[1])
+if not raw then return 0 end
+local session = cjson.decode(raw)
+if session[4] < ARGV[2] or session[5] <= ARGV[3] then return 0 end
+redis.call('EXPIRE', KEYS[1], ARGV[1])
+local tier = 6
+for i = 6, #ARGV, 3 do if ARGV[i] == session[1] then tier = i end end
+local quota, window = tonumber(ARGV[tier + 1]), tonumber(ARGV[tier + 2])
+local limit = 'limit:' .. ARGV[tier] .. ':{' .. ARGV[4] .. '}'
+local used, left = tonumber(redis.call('GET', limit) or '0'), redis.call('PTTL', limit)
+if left < 0 then used = 0; left = window end
+local value = KEYS[2] and redis.call('GET', KEYS[2])
+local positions = {}
+if not value then positions = redis.call('HGETALL', 'positions:{' .. ARGV[4] .. '}') end
+local permits = 0
+if used < quota then
+  permits = math.max(1, math.min(tonumber(ARGV[5]), math.floor((quota - used) / 16)))
+  if used == 0 then redis.call('SET', limit, permits, 'PX', left) else redis.call('INCRBY', limit, permits) end
+end
+return {raw, permits, math.max(0, quota - used - permits), left, value or false, positions}
+"""
+_GIVE_BACK = """
+if tonumber(redis.call('GET', KEYS[1]) or '0') >= tonumber(ARGV[1]) then redis.call('DECRBY', KEYS[1], ARGV[1]) end
+return 1
+"""
+
+
+class Admission(NamedTuple):
+    """A caller whose request has been counted.
+
+    Attributes:
+        session: theirs.
+        verdict: of their limit.
+        value: what Redis held under the name that was asked for along with it, or None.
+        positions: what their reads must have reached, as `Positions.heed` takes it; only where there was no value.
+    """
+
+    session: Session
+    verdict: Verdict
+    value: bytes | None
+    positions: dict[bytes, bytes]
+
+
+@dataclass(slots=True)
+class _Lease:
+    """Permits of one caller that are counted already: how many, until when, and what was left besides."""
+
+    policy: Policy
+    permits: int
+    remaining: int
+    ends: float
+    taken_at: float
+    wanted: int
+
+    def use(self, now: float) -> Verdict:
+        self.permits -= 1
+        return Verdict(self.policy, allowed=True, remaining=self.remaining + self.permits, reset=_ceil(self.ends - now))
+
+
+class Admissions:
+    """The admissions of one process; `start` gives back unused permits until `stop`.
+
+    Args:
+        pipe: runs `ADMIT`.
+        near: keeps sessions.
+        link: takes permits back.
+        settings: how long a session lives without use.
+    """
+
+    def __init__(self, pipe: Pipe, near: Near, link: RedisLink, settings: SessionSettings) -> None:
+        self._pipe = pipe
+        self._near = near
+        self._link = link
+        self._idle = settings.idle
+        self._give_back = link.client.register_script(_GIVE_BACK)
+        self._leases: OrderedDict[str, _Lease] = OrderedDict()
+        self._sweeping: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to give back what is not used."""
+        self._sweeping = asyncio.create_task(self._sweep())
+
+    async def stop(self) -> None:
+        """Give everything back."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            await asyncio.wait({self._sweeping})
+        await self._return([(name, self._leases[name]) for name in list(self._leases)])
+
+    def at_hand(self, token: str) -> Admission | None:
+        """Return the admission of a caller whose session and permits are here, without asking anybody; else None."""
+        parts = read_token(token)
+        if parts is None:
+            return None
+        session: Session | None = self._near.get(name_of(*parts))
+        lease = self._leases.get(str(parts[0]))
+        if session is None or lease is None or lease.permits < 1:
+            return None
+        now = monotonic()
+        if now >= lease.ends:
+            return None
+        return Admission(session, lease.use(now), None, {})
+
+    async def admit(self, token: str, tiers: Mapping[str, Policy], value: str | None = None) -> Admission | None:
+        """Return the admission of the caller, in one round trip.
+
+        Args:
+            token: theirs.
+            tiers: the limit of each tier; the first stands for a tier that is not named.
+            value: the name of a cached value to bring along.
+
+        Returns:
+            None, with nothing counted, if Redis does not know the session or is down, or the session's copy has to be
+            told that it is in use: then `Sessions.find` knows.
+        """
+        parts = read_token(token)
+        if parts is None:
+            return None
+        profile_id, key = parts
+        name, subject = name_of(profile_id, key), str(profile_id)
+        asked_at, moment, epoch = monotonic(), datetime.now(UTC), self._near.epoch
+        lease = self._leases.get(subject)
+        wanted = self._wanted(lease, asked_at)
+        keys = [name] if value is None else [name, value]
+        policies = [part for policy in tiers.values() for part in (policy.name, policy.quota, policy.window * 1000)]
+        fresh, now = _text(moment - SEEN_EVERY), _text(moment)
+        try:
+            answer: Any = await self._pipe.run(keys, [self._idle, fresh, now, subject, wanted, *policies])
+        except RedisDown:
+            return None
+        if not answer:
+            return None
+        raw, permits, remaining, left, held, positions = answer
+        session = load(profile_id, key, raw)
+        policy = tiers.get(session.tier) or next(iter(tiers.values()))
+        if not permits:
+            RATE_LIMITED.labels(policy.name).inc()
+            return Admission(session, Verdict(policy, allowed=False, remaining=0, reset=_ceil(left / 1000)), None, {})
+        # Counted from before the question: the window here never ends after the one in Redis.
+        ends = asked_at + left / 1000
+        added = self._leases.get(subject)  # others of the same caller may have taken some meanwhile
+        kept = added.permits if added is not None and added.ends > asked_at and added.policy == policy else 0
+        made = _Lease(policy, permits + kept, remaining, ends, asked_at, wanted)
+        verdict = made.use(asked_at)
+        self._leases[subject] = made
+        self._leases.move_to_end(subject)
+        if len(self._leases) > MOST_LEASES:
+            self._leases.popitem(last=False)
+        seconds = min(KEPT_SECONDS, (session.expires_at - moment).total_seconds())
+        self._near.keep(name, session, epoch, seconds)
+        return Admission(session, verdict, held, dict(zip(positions[::2], positions[1::2], strict=True)))
+
+    def _wanted(self, lease: _Lease | None, now: float) -> int:
+        if lease is None or not self._near.trusted():
+            return 1
+        return min(MOST_PERMITS, lease.wanted * 2) if now - lease.taken_at < IDLE_SECONDS else lease.wanted
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(IDLE_SECONDS)
+            now = monotonic()
+            idle = [(name, lease) for name, lease in self._leases.items() if now - lease.taken_at > IDLE_SECONDS]
+            await self._return(idle)
+
+    async def _return(self, leases: list[tuple[str, _Lease]]) -> None:
+        now = monotonic()
+        for name, lease in leases:
+            self._leases.pop(name, None)
+            # In the last second the window in Redis may be a new one, of which nothing was taken.
+            if lease.permits < 1 or lease.ends - now < 1:
+                continue
+            with suppress(RedisDown):  # then they are lost to their caller until the window closes
+                async with self._link.calling("limit"):
+                    await self._give_back(keys=[f"limit:{lease.policy.name}:{{{name}}}"], args=[lease.permits])
+
+
+def _ceil(seconds: float) -> int:
+    return max(1, -int(-seconds // 1))
+
+
+def _text(moment: datetime) -> str:
+    # As `dump` writes moments, so that the script can compare them as text.
+    return moment.replace(tzinfo=None).isoformat() + "Z"

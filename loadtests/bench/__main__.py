@@ -1,0 +1,220 @@
+"""Runs the sides in turn, five rounds, each on a core of its own away from the load, and writes what came out.
+
+    python -m loadtests.bench [--rounds 5] [--seconds 2]
+
+Figures of a machine say little; the ratios of sides that were measured in turns on the same machine do. They and the
+machine go to `results/bench.json` and `results/bench.svg`.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import httpx
+from redis import Redis
+from rich.console import Console
+
+from deploy.local.cluster import Cluster
+from deploy.local.programs import Sizes
+from loadtests.bench import KEY
+from loadtests.bench.picture import draw
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+# One core serves, another one asks; Redis runs beside the load, as it would run on another machine.
+SERVER, LOAD = 0, 1
+NO_LIMIT = "1000000000/hour"
+PASSWORD = "correct horse battery"  # noqa: S105  # of the seeded customers, printed by `make run`
+console = Console()
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side: its name, what it is, and its address."""
+
+    name: str
+    what: str
+    url: str
+
+
+def main() -> None:
+    """Start everything, measure, print, write, stop everything."""
+    parser = argparse.ArgumentParser(description="The hot path against its limit.")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2.0)
+    chosen = parser.parse_args()
+    if (os.cpu_count() or 1) <= LOAD:
+        sys.exit("The bench needs two cores: one for the server, one for the load.")
+    with ExitStack() as running:
+        folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        environment = dict.fromkeys(("RATE_LIMIT_ENTERPRISE", "RATE_LIMIT_SIGN_IN"), NO_LIMIT.replace("hour", "minute"))
+        # Nothing here pays or mails, but no process starts without knowing where to.
+        environment |= {"PAYMENT_URL": "http://127.0.0.1:1", "SMTP_URL": "smtp://127.0.0.1:1"}
+        sizes = Sizes(instances=1, replicas=1, kinds=("api", "primary", "redis", "replica"))
+        cluster = Cluster(folder / "cluster", environment=environment, sizes=sizes)
+        console.print("Starting the servers …")
+        cluster.up()
+        running.callback(cluster.down, wipe=True)
+        sides, path, token = prepare(cluster, folder, running)
+        result = measure(sides, path, token, chosen.rounds, chosen.seconds)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "bench.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    (RESULTS / "bench.svg").write_text(draw(result), encoding="utf-8")
+    console.print_json(data=result["ratios"])
+
+
+def prepare(cluster: Cluster, folder: Path, running: ExitStack) -> tuple[list[Side], str, str]:
+    """Start the sides and return them, with the path and the token that are asked with."""
+    environment = cluster.environment | {"LOG_LEVEL": "info"}
+    pin(cluster.process("redis").pid or 0, LOAD)
+    cluster.stop("api-1")
+    start = partial(_serve, running, folder)
+    ours = [sys.executable, "-m", "app.cli", "api", "--host", "127.0.0.1", "--port"]
+    bare = [sys.executable, "-m", "uvicorn", "--no-access-log", "--loop", "uvloop", "--http", "httptools", "--port"]
+    plain = "FastAPI, one Redis GET, response_model"
+    commands = [
+        ("a", "bare ASGI, one Redis GET", [*bare[:-1], "loadtests.bench.bare:app", "--port"], {}),
+        ("b", plain, [*bare[:-1], "loadtests.bench.plain:app", "--port"], {}),
+        ("l2", "this service, from Redis", ours, {"CACHE_LOCAL_ENTRIES": "0"}),
+        ("l1", "this service, at hand", ours, {}),
+    ]
+    express = _install_express(folder)
+    if express is not None:
+        commands.insert(2, ("c", "Express, two Redis GETs", ["node", str(express / "server.js")], {}))
+    sides = [start(name, what, command=line, environment=environment | more) for name, what, line, more in commands]
+    with httpx.Client(base_url=sides[-1].url) as client:
+        credentials = {"email": "ada@example.com", "password": PASSWORD}
+        signed_in = client.post("/api/v1/sessions", json=credentials).raise_for_status().json()
+        path = f"/api/v1/profiles/{signed_in['profile_id']}"
+        headers = {"Authorization": f"Bearer {signed_in['token']}"}
+        body = client.get(path, headers=headers).raise_for_status().content
+    with Redis.from_url(environment["REDIS_URL"]) as redis:
+        redis.set(KEY, body)
+        redis.set("bench:session", b'{"tier":"enterprise"}')
+    return sides, path, signed_in["token"]
+
+
+def measure(sides: list[Side], path: str, token: str, rounds: int, seconds: float) -> dict[str, object]:
+    """Ask all sides in turn, and return medians, ratios and the machine."""
+    rates: dict[str, list[float]] = {side.name: [] for side in sides}
+    late: dict[str, list[float]] = {side.name: [] for side in sides}
+    for side in sides:
+        _ask(side, path, token, 32, 1.0)  # what is compiled and connected at first use
+    for number in range(rounds):
+        for side in sides:
+            rates[side.name].append(_ask(side, path, token, 32, seconds)["rate"])
+        for side in sides:
+            late[side.name].append(_ask(side, path, token, 1000, seconds)["p99"])
+        console.print(f"round {number + 1}", {name: round(of[-1]) for name, of in rates.items()})
+    rate = {name: statistics.median(of) for name, of in rates.items()}
+    p99 = {name: statistics.median(of) for name, of in late.items()}
+    # The ratio of each round, then their median: what the machine did meanwhile was done to both.
+    per_round = {
+        f"{one} / {other}": round(statistics.median(x / y for x, y in zip(rates[one], rates[other], strict=True)), 2)
+        for one, other in (("l2", "a"), ("l1", "a"), ("l1", "b"), ("l1", "c"))
+        if other in rates
+    }
+    per_round["p99 l1 / p99 a, 1000 connections"] = round(
+        statistics.median(x / y for x, y in zip(late["l1"], late["a"], strict=True)), 2
+    )
+    return {
+        "sides": {side.name: side.what for side in sides},
+        "requests_per_second": {name: round(value) for name, value in rate.items()},
+        "p99_ms_1000_connections": {name: round(value, 1) for name, value in p99.items()},
+        "rounds": {name: [round(value) for value in of] for name, of in rates.items()},
+        "ratios": per_round,
+        "machine": {
+            "cores": os.cpu_count(),
+            "processor": _processor(),
+            "python": platform.python_version(),
+            "load_average_after": os.getloadavg()[0],
+        },
+    }
+
+
+def pin(process: int, core: int) -> None:
+    """Keep a process on one core."""
+    os.sched_setaffinity(process, {core})
+
+
+def _serve(
+    running: ExitStack, folder: Path, name: str, what: str, *, command: list[str], environment: dict[str, str]
+) -> Side:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    running.enter_context(_process(folder, name, command, port, environment))
+    url = f"http://127.0.0.1:{port}"
+    asyncio.run(_answers(url))
+    return Side(name, what, url)
+
+
+@contextmanager
+def _process(folder: Path, name: str, command: list[str], port: int, environment: dict[str, str]) -> Iterator[None]:
+    arguments = command if command[0] == "node" else [*command, str(port)]
+    with (folder / f"{name}.log").open("wb") as log:
+        process = subprocess.Popen(  # noqa: S603  # our own programs
+            arguments, env=environment | {"PORT": str(port)}, stdout=log, stderr=log
+        )
+        pin(process.pid, SERVER)
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+async def _answers(url: str) -> None:
+    async with asyncio.timeout(60), httpx.AsyncClient(base_url=url) as client:
+        while True:
+            try:
+                await client.get("/")
+            except httpx.TransportError:
+                await asyncio.sleep(0.1)
+            else:
+                return
+
+
+def _ask(side: Side, path: str, token: str, connections: int, seconds: float) -> dict[str, float]:
+    command = [sys.executable, "-m", "loadtests.bench.load", side.url + path, token, str(connections), str(seconds)]
+    done = subprocess.run(  # noqa: S603  # our own program
+        command,
+        check=True,
+        stdout=subprocess.PIPE,
+        preexec_fn=partial(pin, 0, LOAD),
+    )
+    answer: dict[str, float] = json.loads(done.stdout)
+    return answer
+
+
+def _install_express(folder: Path) -> Path | None:
+    if shutil.which("npm") is None:
+        console.print("Side c is left out: it needs node and npm.")
+        return None
+    made = folder / "express"
+    shutil.copytree(HERE / "express", made, ignore=shutil.ignore_patterns("node_modules"))
+    command = ["npm", "install", "--silent", "--no-audit", "--no-fund"]
+    done = subprocess.run(command, cwd=made, check=False)  # noqa: S603  # fixed arguments
+    return made if done.returncode == 0 else None
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""The hot path answers as the long way does, with no or one question to Redis, and never to whom it should not."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+from conftest import Customer, until
+from expectations import check_problem
+
+from app.core.settings import Settings
+from app.domain.sessions import admission as room
+from app.main import create_app
+from app.wiring import Resources, open_resources
+
+Make = Callable[..., Awaitable[Customer]]
+NewProduct = Callable[..., Awaitable[dict[str, Any]]]
+# With this header a request goes the long way, and nothing else is different.
+LONG_WAY = {"Content-Length": "0"}
+# What differs from one answer to the next, whichever way it went.
+OWN = {"x-request-id", "server-timing", "ratelimit"}
+
+
+@pytest.fixture
+async def instances(settings: Settings) -> AsyncIterator[list[httpx.AsyncClient]]:
+    """Two instances with a limit of 40 requests."""
+    low = settings.model_copy(update={"rates": settings.rates.model_copy(update={"free": "40/hour"})})
+    async with open_resources(low) as one, open_resources(low) as other:
+        clients = [_client(low, each) for each in (one, other)]
+
+        async def ready() -> bool:
+            return one.near.trusted() and other.near.trusted()
+
+        await until(ready)
+        yield clients
+        for client in clients:
+            await client.aclose()
+
+
+def _client(settings: Settings, resources: Resources) -> httpx.AsyncClient:
+    app = create_app(settings)
+    app.state.resources = replace(resources, settings=settings)
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://testserver")
+
+
+def _layer(answer: httpx.Response) -> str:
+    return answer.headers["server-timing"].split('"')[1]
+
+
+def _shown(answer: httpx.Response) -> tuple[int, bytes, list[tuple[str, str]]]:
+    headers = [(name, value) for name, value in answer.headers.multi_items() if name not in OWN]
+    return answer.status_code, answer.content, sorted(headers)
+
+
+@pytest.mark.sabotage(
+    path="app/api/hotpath.py",
+    take_out="self._fixed = [*fixed_headers(settings.service), CONTENT_POLICY]",
+    put="self._fixed = []",
+)
+@pytest.mark.parametrize("kind", ["profiles", "products"])
+@pytest.mark.parametrize("condition", [{}, {"If-None-Match": "*"}, {"If-None-Match": '"v0"'}])
+async def test_both_ways_answer_the_same_bytes_and_headers(
+    instances: list[httpx.AsyncClient],
+    new_customer: Make,
+    new_product: NewProduct,
+    kind: str,
+    condition: dict[str, str],
+) -> None:
+    customer, product = await new_customer(), await new_product()
+    identifier = customer.profile["id"] if kind == "profiles" else product["id"]
+    path = f"/api/v1/{kind}/{identifier}"
+    headers = {"Authorization": f"Bearer {customer.token}", **condition}
+    long_way = await instances[0].get(path, headers={**headers, **LONG_WAY})
+    layers = []
+    for _ in range(4):
+        hot = await instances[0].get(path, headers=headers)
+        layers.append(_layer(hot))
+        assert _shown(hot) == _shown(long_way)
+        assert {name for name in hot.headers if name in OWN} == OWN
+    assert layers[-1] == "l1"
+
+
+async def test_what_is_not_there_is_the_same_problem_both_ways(
+    instances: list[httpx.AsyncClient], new_customer: Make
+) -> None:
+    customer = await new_customer()
+    headers = {"Authorization": f"Bearer {customer.token}"}
+    for _ in range(2):
+        answer = await instances[0].get("/api/v1/profiles/01900000-0000-8000-8000-000000000000", headers=headers)
+        check_problem(answer, 404, "not_found")
+    forged = {"Authorization": "Bearer sct_" + "A" * 64}
+    check_problem(
+        await instances[0].get(f"/api/v1/profiles/{customer.profile['id']}", headers=forged), 401, "invalid_token"
+    )
+
+
+@pytest.mark.sabotage(
+    path="app/domain/sessions/service.py",
+    take_out="await self._near.forget([name_of(profile_id, key) for key in keys])",
+    put="await self._link.client.delete(*[name_of(profile_id, key) for key in keys])",
+)
+async def test_an_ended_session_is_refused_at_once_by_an_instance_that_has_it_at_hand(
+    instances: list[httpx.AsyncClient], new_customer: Make
+) -> None:
+    customer = await new_customer()
+    path = f"/api/v1/profiles/{customer.profile['id']}"
+    headers = {"Authorization": f"Bearer {customer.token}"}
+
+    async def at_hand() -> bool:
+        return all([_layer(await instance.get(path, headers=headers)) == "l1" for instance in instances])
+
+    await until(at_hand)
+    assert (await instances[0].delete("/api/v1/sessions", headers=headers)).status_code == 204
+    for instance in instances:
+        check_problem(await instance.get(path, headers=headers), 401, "invalid_token")
+
+
+@pytest.mark.sabotage(
+    path="app/api/hotpath.py", take_out="entry.body is None or not admission.verdict.allowed", put="entry.body is None"
+)
+async def test_permits_at_hand_never_add_up_to_more_than_the_limit(
+    instances: list[httpx.AsyncClient], new_customer: Make
+) -> None:
+    customer = await new_customer()
+    path = f"/api/v1/profiles/{customer.profile['id']}"
+    headers = {"Authorization": f"Bearer {customer.token}"}
+    answers = await asyncio.gather(*(instances[number % 2].get(path, headers=headers) for number in range(120)))
+    statuses = [answer.status_code for answer in answers]
+    # Signing in and reading the own profile went through the cluster's instances, under the same name.
+    assert statuses.count(200) <= 40
+    assert statuses.count(200) >= 30
+    check_problem(next(answer for answer in answers if answer.status_code == 429), 429, "rate_limited")
+    assert all(answer.headers["ratelimit-policy"] == '"free";q=40;w=3600' for answer in answers)
+
+
+@pytest.mark.sabotage(
+    path="app/domain/sessions/admission.py", take_out="            await self._return(idle)\n", put=""
+)
+async def test_permits_that_are_not_used_go_back(
+    instances: list[httpx.AsyncClient], resources: Resources, new_customer: Make
+) -> None:
+    customer = await new_customer()
+    path = f"/api/v1/profiles/{customer.profile['id']}"
+    headers = {"Authorization": f"Bearer {customer.token}"}
+    for _ in range(5):
+        await instances[0].get(path, headers=headers)
+
+    async def counted() -> int:
+        return int(await resources.redis.client.get(f"limit:free:{{{customer.profile['id']}}}") or 0)
+
+    async def only_what_was_used() -> bool:
+        return await counted() == used
+
+    used = 1 + 5  # the own profile was read at sign-in
+    assert room.MOST_PERMITS > 1
+    await until(only_what_was_used)
+
+
+async def test_the_author_sees_their_write_at_once_on_every_instance(
+    instances: list[httpx.AsyncClient], new_customer: Make
+) -> None:
+    customer = await new_customer()
+    path = f"/api/v1/profiles/{customer.profile['id']}"
+    headers = {"Authorization": f"Bearer {customer.token}"}
+    for version in range(1, 6):
+        for instance in instances:
+            await instance.get(path, headers=headers)
+        change = {"bio": f"number {version}"}
+        writer = instances[version % 2]
+        written = await writer.patch(path, json=change, headers={**headers, "If-Match": f'"v{version}"'})
+        assert written.status_code == 200, written.text
+        for instance in instances:
+            assert (await instance.get(path, headers=headers)).json()["bio"] == change["bio"]

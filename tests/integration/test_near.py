@@ -1,0 +1,115 @@
+"""What instances keep in their own memory: dropped everywhere before a write returns, never used without pushes."""
+
+import asyncio
+from time import perf_counter
+from uuid import uuid4
+
+import pytest
+from conftest import until
+from quiet import Servers
+
+from app.scaling import near as room
+from app.scaling.cache import PROFILE, Entry
+from app.scaling.near import LEASE
+from app.wiring import Resources
+
+pytest_plugins = ("quiet",)
+
+
+def version(number: int) -> Entry:
+    return Entry(number, f'{{"version":{number}}}'.encode())
+
+
+async def unused() -> Entry:
+    raise AssertionError("this must have come from the cache")
+
+
+@pytest.fixture
+async def key(quiet: Resources, other: Resources) -> str:
+    """A key that two instances with trusted memories have at hand at its first version."""
+    made = uuid4().hex
+
+    async def both_trust() -> bool:
+        return quiet.near.trusted() and other.near.trusted()
+
+    async def both_keep() -> bool:
+        await until(both_trust)
+        for instance in (quiet, other):
+            await instance.cache.read(PROFILE, made, unused)
+        return bool(quiet.cache.kept(PROFILE, made) and other.cache.kept(PROFILE, made))
+
+    await until(both_trust)
+    await quiet.cache.put(PROFILE, made, version(1))
+    await until(both_keep)
+    return made
+
+
+@pytest.mark.sabotage(
+    path="app/scaling/cache.py", take_out="        await self._near.dropped(number, listeners)\n", put=""
+)
+async def test_once_a_write_returns_no_instance_answers_with_what_was_before(
+    quiet: Resources, other: Resources, key: str
+) -> None:
+    for number in range(2, 200):
+        writer, reader = (quiet, other) if number % 2 else (other, quiet)
+        await writer.cache.put(PROFILE, key, version(number))
+        assert await reader.cache.read(PROFILE, key, unused) == version(number)
+        assert await writer.cache.read(PROFILE, key, unused) == version(number)
+
+
+@pytest.mark.sabotage(
+    path="app/scaling/near.py",
+    take_out="            async with asyncio.timeout(LEASE):\n                for _ in range(listeners):",
+    put="            async with asyncio.timeout(0):\n                for _ in range(listeners):",
+)
+async def test_an_instance_that_hears_nothing_may_not_use_its_memory_once_the_write_returns(
+    quiet: Resources, other: Resources, key: str
+) -> None:
+    # Its listener hangs: what is pushed to it stays unread.
+    listening = other.near._listening
+    assert listening is not None
+    listening.cancel()
+    await asyncio.wait({listening})
+    deaf = other.redis.client.pubsub()
+    await deaf.subscribe(room.CHANNEL)
+    try:
+        started = perf_counter()
+        await quiet.cache.put(PROFILE, key, version(2))
+        assert perf_counter() - started < 2 * LEASE
+        assert other.cache.kept(PROFILE, key) is None
+        assert await other.cache.read(PROFILE, key, unused) == version(2)
+    finally:
+        await deaf.aclose()  # type: ignore[no-untyped-call]
+        await other.near.start()
+
+
+@pytest.mark.sabotage(
+    path="app/scaling/near.py", take_out="if epoch != self.epoch or not self.trusted():", put="if not self.trusted():"
+)
+async def test_what_was_read_before_a_write_is_not_kept_after_it(quiet: Resources, other: Resources, key: str) -> None:
+    epoch = quiet.near.epoch
+    await other.cache.put(PROFILE, key, version(2))
+    quiet.cache.found(PROFILE, key, b'1:{"version":1}', epoch)
+    assert await quiet.cache.read(PROFILE, key, unused) == version(2)
+
+
+async def test_without_redis_nothing_at_hand_is_used_for_longer_than_the_lease(
+    quiet: Resources, servers: Servers, key: str
+) -> None:
+    async def distrusts() -> bool:
+        return not quiet.near.trusted()
+
+    async with servers.down("redis"):
+        await until(distrusts, seconds=2 * LEASE)
+        assert quiet.cache.kept(PROFILE, key) is None
+    await until(quiet.redis.client.ping)
+
+
+@pytest.mark.sabotage(path="app/scaling/near.py", take_out="if len(self._entries) > self._most:", put="if False:")
+async def test_what_is_at_hand_is_bounded(quiet: Resources, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quiet.near, "_most", 10)
+    for number in range(50):
+        quiet.near.keep(f"bound:{number}", number, quiet.near.epoch)
+    assert len(quiet.near._entries) <= 11
+    assert quiet.near.get("bound:49") == 49
+    assert quiet.cache.kept(PROFILE, key) is None
