@@ -57,7 +57,7 @@ async def test_what_one_instance_caches_another_finds(quiet: Resources, other: R
 
 
 @pytest.mark.sabotage(
-    path="app/scaling/cache.py", take_out="  if version > tonumber(ARGV[1]) then return held end\n", put=""
+    path="app/scaling/cache.py", take_out="  if version > tonumber(ARGV[1]) then return {held, listeners} end\n", put=""
 )
 async def test_a_slow_loader_cannot_bring_back_an_old_value(quiet: Resources, other: Resources, key: str) -> None:
     slow = Loader(version(1), ready=False)
