@@ -31,6 +31,7 @@ from app.scaling.locks import Locks
 from app.scaling.near import Near
 from app.scaling.paging import Cursors
 from app.scaling.pipe import Pipe
+from app.scaling.positions import Positions
 from app.scaling.ratelimit import RateLimiter
 from app.scaling.redis_link import RedisLink
 from app.scaling.storage import Storage
@@ -45,6 +46,7 @@ class Resources:
     database: Database
     redis: RedisLink
     near: Near
+    positions: Positions
     cache: Cache
     limiter: RateLimiter
     storage: Storage
@@ -76,7 +78,8 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         near = Near(redis, settings.cache)
         await near.start()
         stack.push_async_callback(near.stop)
-        database = Database(settings.database)
+        positions = Positions(redis, settings.database)
+        database = Database(settings.database, positions)
         stack.push_async_callback(database.stop)
         await database.start()
         passwords = Passwords(settings.sessions)
@@ -103,6 +106,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             database=database,
             redis=redis,
             near=near,
+            positions=positions,
             cache=cache,
             limiter=RateLimiter(redis, settings.rates.instances),
             storage=storage,
@@ -113,7 +117,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             directory=directory,
             passwords=passwords,
             profiles=profiles,
-            sessions=Sessions(database, redis, near, profiles, settings.sessions),
+            sessions=Sessions(database, redis, near, positions, known=profiles, settings=settings.sessions),
             admissions=admissions,
             catalog=catalog,
             orders=Orders(database, catalog, storage, cursors),

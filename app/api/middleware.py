@@ -5,7 +5,7 @@ carries the request id, the security headers, the rate limit's and all others, w
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable, MutableMapping
 from time import perf_counter
 from typing import Any
 from urllib.parse import urlsplit
@@ -126,8 +126,8 @@ class RequestEdge:
         for shard, position in positions:
             context.current().reached(shard, position)
 
-    def _finish(self, scope: Scope, exchange: Exchange) -> "Callable[[Message], Awaitable[Message]]":
-        async def finish(start: Message) -> Message:
+    def _finish(self, scope: Scope, exchange: Exchange) -> "Callable[[Message], Message]":
+        def finish(start: Message) -> Message:
             work = exchange.work
             headers: list[tuple[bytes, bytes]] = [*start.get("headers", []), *self._fixed]
             headers.append((b"x-request-id", work.request_id.encode()))
@@ -138,7 +138,7 @@ class RequestEdge:
             if exchange.cookie is not None:
                 headers.append((b"set-cookie", exchange.cookie.encode()))
             if work.wrote:
-                headers.append((b"consistency-token", await _consistency(scope, work)))
+                headers.append((b"consistency-token", _consistency(scope, work)))
             _default(headers, *CONTENT_POLICY)
             _default(headers, b"cache-control", b"no-store")
             caching = next(value for name, value in headers if name == b"cache-control")
@@ -155,7 +155,7 @@ class RequestEdge:
 class _Outgoing:
     """The answer on its way out: its start is finished, the body of a HEAD stays behind."""
 
-    def __init__(self, send: Send, finish: Callable[[Message], Awaitable[Message]], *, bodiless: bool) -> None:
+    def __init__(self, send: Send, finish: Callable[[Message], Message], *, bodiless: bool) -> None:
         self._send = send
         self._finish = finish
         self._bodiless = bodiless
@@ -165,7 +165,7 @@ class _Outgoing:
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            message = await self._finish(message)
+            message = self._finish(message)
             self.begun = True
             self.status = message["status"]
             self.headers = message["headers"]
@@ -253,8 +253,7 @@ class Callers:
         token = bearer if bearer is not None else cookie
         admission = admission_of(scope) or (await resources.admissions.admit(token, self._tiers) if token else None)
         if admission is not None:
-            for shard, position in admission.positions.items():
-                exchange.work.reached(int(shard), int(position))
+            resources.positions.heed(admission.positions)
             self._signed_in(exchange, admission.session)
             exchange.judged(admission.verdict)
             if cookie is not None and scope["method"] not in _SAFE:
@@ -315,12 +314,6 @@ def _timing(work: context.Work) -> bytes:
     ).encode()
 
 
-async def _consistency(scope: Scope, work: context.Work) -> bytes:
-    """Return the token that later reads show what was just written by, and tell the caller's session the same."""
-    resources = resources_of(scope)
-    if work.profile_id is not None:
-        try:
-            await resources.sessions.remember_positions(work.profile_id, work.positions)
-        except ServiceError as error:  # what is committed stays committed; the token says the same
-            log.warning("positions not remembered", code=error.code)
-    return resources.tokens.sign(sorted(work.positions.items())).encode()
+def _consistency(scope: Scope, work: context.Work) -> bytes:
+    """Return the token by which later reads show what was just written; the caller's session knows it already."""
+    return resources_of(scope).tokens.sign(sorted(work.positions.items())).encode()

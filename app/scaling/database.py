@@ -22,6 +22,7 @@ from app.core.errors import Unavailable
 from app.core.settings import DatabaseSettings
 from app.core.telemetry import DATABASE_FALLBACKS, DATABASE_STATEMENTS
 from app.scaling import dialect
+from app.scaling.positions import Positions
 from app.scaling.replicas import Node, ReplicaSet
 from app.scaling.sharding import ShardMap
 
@@ -76,8 +77,9 @@ class Reader:
     async def _run(self, statement: Executable) -> Sequence[Row[Any]]:
         lost: list[Node] = []
         while True:
-            known = context.current().positions.get(self._shard.number, 0)
-            position = dialect.NEWEST if self._newest else known
+            work = context.current()
+            newest = self._newest or self._shard.number in work.unsettled
+            position = dialect.NEWEST if newest else work.positions.get(self._shard.number, 0)
             replica = self._shard.replicas.choose(position, besides=lost) if len(lost) < REPLICA_TRIES else None
             try:
                 if replica is not None:
@@ -130,6 +132,9 @@ class Writer:
     def __init__(self, connection: AsyncConnection, shard: int) -> None:
         self._connection = connection
         self.shard = shard
+        # What reads must have reached to see it: nothing until the commit begins, and all there is until its end is
+        # known.
+        self.position = 0
 
     async def all(self, statement: Executable) -> Sequence[Row[Any]]:
         """Run the statement and return all rows."""
@@ -157,9 +162,15 @@ Queries = Reader | Writer  # for a function that only reads and may also read in
 
 
 class Database:
-    """All shards. Open one per process with `start`, close it with `stop`."""
+    """All shards. Open one per process with `start`, close it with `stop`.
 
-    def __init__(self, settings: DatabaseSettings) -> None:
+    Args:
+        settings: where they are.
+        positions: is told of every commit for a profile, so that its reads see it on every instance.
+    """
+
+    def __init__(self, settings: DatabaseSettings, positions: Positions | None = None) -> None:
+        self._positions = positions
         self.map = ShardMap(tuple((shard.first, shard.last) for shard in settings.shards))
         self.shards = tuple(
             Shard(
@@ -201,13 +212,25 @@ class Database:
     async def writer(self, profile_id: UUID | None = None) -> AsyncIterator[Writer]:
         """Open a transaction on the profile's shard, or on the catalog without one, and commit it at the end.
 
-        An exception inside the block rolls everything back.
+        An exception inside the block rolls everything back. Once the block is left without one, every later read for
+        the profile sees what was written, on every instance; without a profile that holds for the caller's reads.
 
         Raises:
             Unavailable: if the primary cannot be reached, or is lost before the commit is known.
         """
-        async with self._transaction(self._shard(profile_id)) as writer:
-            yield writer
+        shard = self._shard(profile_id)
+        reading = profile_id or context.current().profile_id
+        if self._positions is None or reading is None:
+            async with self._transaction(shard) as writer:
+                yield writer
+            return
+        mark = await self._positions.mark(reading, shard.number)
+        opened: Writer | None = None
+        try:
+            async with self._transaction(shard) as opened:
+                yield opened
+        finally:
+            await self._positions.settle(mark, opened.position if opened else 0)
 
     def readers(self) -> tuple[Reader, ...]:
         """Return one reader for each shard, for what has to gather over all of them."""
@@ -230,9 +253,11 @@ class Database:
     async def _transaction(self, shard: Shard) -> AsyncIterator[Writer]:
         try:
             async with shard.writes.connect() as connection:
+                writer = Writer(connection, shard.number)
                 async with connection.begin():
-                    yield Writer(connection, shard.number)
-                position = await _position(connection)
+                    yield writer
+                    writer.position = dialect.NEWEST
+                writer.position = await _position(connection)
         except PoolTimeout as error:
             raise Unavailable("All connections to the database are in use; try again.", code="database_busy") from error
         except (*dialect.DRIVER_ERRORS, DBAPIError, OSError, TimeoutError) as error:
@@ -240,7 +265,7 @@ class Database:
                 raise
             raise Unavailable("The database takes no writes right now; try again.", code="database_down") from error
         work = context.current()
-        work.reached(shard.number, position)
+        work.reached(shard.number, writer.position)
         work.wrote.add(shard.number)
 
 

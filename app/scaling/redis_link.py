@@ -11,14 +11,22 @@ from typing import Any
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import (
+    LockError,
+    MasterDownError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 
 from app.core.settings import RedisSettings
 from app.core.telemetry import REDIS_FAILURES
 from app.scaling.outbound import Breaker, Refused
 
-# Errors that say that Redis cannot serve now, not that we asked for something wrong.
-REFUSALS = ("OOM", "LOADING", "READONLY", "MASTERDOWN")
+# Replies that say that Redis cannot serve now, not that we asked for something wrong.
+REFUSALS = (OutOfMemoryError, ReadOnlyError, MasterDownError)
 
 
 class RedisDown(Exception):
@@ -63,14 +71,20 @@ class RedisLink:
             RedisDown: if Redis is down, slow, out of memory, or the breaker is open.
         """
         try:
-            async with self.breaker.guard(RedisError, OSError, TimeoutError):
-                yield self.client
+            async with self.breaker.guard(RedisDown):
+                try:
+                    yield self.client
+                except NoScriptError:
+                    raise
+                except (RedisError, OSError, TimeoutError) as error:
+                    if isinstance(error, ResponseError | LockError) and not _refuses(error):
+                        raise  # our own mistake in a command: hiding it would hide a bug
+                    REDIS_FAILURES.labels(purpose).inc()
+                    raise RedisDown(type(error).__name__) from error
         except Refused as error:
             raise RedisDown("refused by the breaker") from error
-        except NoScriptError:
-            raise
-        except (RedisError, OSError, TimeoutError) as error:
-            if isinstance(error, ResponseError) and not str(error).startswith(REFUSALS):
-                raise  # our own mistake in a command: hiding it would hide a bug
-            REDIS_FAILURES.labels(purpose).inc()
-            raise RedisDown(type(error).__name__) from error
+
+
+def _refuses(error: RedisError) -> bool:
+    # Inside a script the server's own error is only part of the text.
+    return isinstance(error, REFUSALS) or any(code in str(error) for code in ("OOM command", "READONLY"))

@@ -60,7 +60,7 @@ def test_the_less_busy_of_two_picked_at_random_answers_so_no_burst_goes_to_the_l
     made = replica_set([(True, 1, 0), (True, 1, 1), (True, 1, 2)])
     first, second, third = made.replicas
     for pair, expected in (((second, third), second), ((third, first), first), ((first, second), first)):
-        monkeypatch.setattr(room.random, "sample", lambda _able, _count, pair=pair: list(pair))
+        monkeypatch.setattr("app.scaling.replicas.random.sample", lambda _able, _count, pair=pair: list(pair))
         assert made.choose(0) is expected
 
 

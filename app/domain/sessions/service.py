@@ -25,20 +25,8 @@ from app.domain.sessions.tables import sessions
 from app.scaling import outbox
 from app.scaling.database import Database
 from app.scaling.near import Near
+from app.scaling.positions import Positions
 from app.scaling.redis_link import RedisDown, RedisLink
-
-# A position matters until every healthy replica has passed it; a replica that lags by more than the largest allowed
-# lag (300 s in the settings) takes no reads.
-POSITIONS_TTL = 330  # seconds
-# A new position never replaces a newer one: two requests of one profile may end in any order.
-_RAISE_POSITIONS = """
-for i = 1, #ARGV - 1, 2 do
-  local held = tonumber(redis.call('HGET', KEYS[1], ARGV[i]) or '0')
-  if tonumber(ARGV[i + 1]) > held then redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
-end
-redis.call('EXPIRE', KEYS[1], ARGV[#ARGV])
-return 1
-"""
 
 
 class Sessions:
@@ -48,19 +36,27 @@ class Sessions:
         database: keeps the copies.
         link: the Redis that answers.
         near: what instances keep of it.
-        profiles: knows addresses and passwords.
+        positions: say what a caller's reads must have reached.
+        known: knows addresses and passwords.
         settings: how long sessions live.
     """
 
     def __init__(
-        self, database: Database, link: RedisLink, near: Near, known: Profiles, settings: SessionSettings
+        self,
+        database: Database,
+        link: RedisLink,
+        near: Near,
+        positions: Positions,
+        *,
+        known: Profiles,
+        settings: SessionSettings,
     ) -> None:
         self._database = database
         self._link = link
         self._near = near
+        self._positions = positions
         self._profiles = known
         self._settings = settings
-        self._raise_positions = link.client.register_script(_RAISE_POSITIONS)
 
     async def sign_in(self, email: str, password: str, user_agent: str) -> SignedIn:
         """Begin a session.
@@ -105,13 +101,11 @@ class Sessions:
             async with self._link.calling("session") as client:
                 pipeline = client.pipeline(transaction=False)
                 pipeline.getex(name_of(profile_id, key), ex=self._settings.idle)
-                pipeline.hgetall(_positions(profile_id))
+                self._positions.ask(pipeline, profile_id)
                 raw, positions = await pipeline.execute()
         except RedisDown:
             raw, positions = None, {}
-        work = context.current()
-        for shard, position in positions.items():
-            work.reached(int(shard), int(position))
+        self._positions.heed(positions)
         if raw is None:
             return await self._recover(profile_id, key)
         session = load(profile_id, key, raw)
@@ -160,15 +154,6 @@ class Sessions:
         except RedisDown as error:
             raise Unavailable("Redis does not answer.", code="redis_down") from error
 
-    async def remember_positions(self, profile_id: UUID, positions: dict[int, int]) -> None:
-        """Let every later request of the profile, on any instance, see what was just written."""
-        arguments = [value for pair in positions.items() for value in pair]
-        try:
-            async with self._link.calling("positions"):
-                await self._raise_positions(keys=[_positions(profile_id)], args=[*arguments, POSITIONS_TTL])
-        except RedisDown:
-            return  # the Consistency-Token in the response still says it
-
     def _begin(self, profile: Profile) -> SignedIn:
         token, key = new_token(profile.id)
         now = datetime.now(UTC)
@@ -215,8 +200,7 @@ class Sessions:
             await outbox.append(
                 writer, "session.ended", profile_id=profile_id, subject_id=profile_id, payload={"keys": keys}
             )
-        # The position first: whoever misses the session from here on asks a replica that knows of its end.
-        await self.remember_positions(profile_id, context.current().positions)
+        # Its position is known by now: whoever misses the session from here on asks a replica that knows of its end.
         with suppress(Unavailable):
             await self.forget(profile_id, keys)
 
@@ -237,8 +221,5 @@ class Sessions:
             return None
         session = Session(profile_id, key, row.tier, row.role, row.created_at, row.seen_at, row.expires_at)
         await self._keep(session)
-        return session
-
-
-def _positions(profile_id: UUID) -> str:
-    return f"positions:{{{profile_id}}}"
+        # While Redis is down every request comes this way: the copy must learn of use here too.
+        return await self._seen(session)

@@ -1,0 +1,108 @@
+"""What a profile's reads must have reached, on every instance: the positions of what was written for it, in Redis.
+
+    positions:{<profile>}    <shard>            position of the newest commit there
+                             <shard>:<random>   a transaction is under way, until this moment (ms since 1970)
+
+A mark is set before a transaction begins and taken away in the same step that raises the position after its commit.
+While it stands only the primary answers the profile: so nobody who has seen a commit on one replica misses it on the
+next, whoever wrote it, a request or a worker. A process that dies in between leaves the mark, which then runs out.
+"""
+
+import secrets
+from dataclasses import dataclass
+from time import time
+from typing import Any
+from uuid import UUID
+
+from app.core import context
+from app.core.settings import DatabaseSettings
+from app.scaling.dialect import NEWEST
+from app.scaling.redis_link import RedisDown, RedisLink
+
+# A position matters until every healthy replica has passed it; a replica that lags by more than the largest allowed
+# lag (300 s in the settings) takes no reads.
+POSITIONS_TTL = 330  # seconds
+# A transaction is ended by the server after 15 s of idling; the rest is for clocks that differ. On top comes the
+# largest lag, after which no replica that still lacks the commit takes reads.
+MARK_SECONDS = 20.0
+
+# A new position never replaces a newer one: two transactions of one profile may end in any order.
+_SETTLE = """
+if tonumber(ARGV[2]) > tonumber(redis.call('HGET', KEYS[1], ARGV[1]) or '0') then
+  redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+end
+redis.call('HDEL', KEYS[1], ARGV[3])
+redis.call('EXPIRE', KEYS[1], ARGV[4])
+return 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """One transaction that is under way for a profile on a shard."""
+
+    profile_id: UUID
+    shard: int
+    field: str
+
+
+class Positions:
+    """The positions of all profiles. Without Redis nothing is kept: then only a `Consistency-Token` says them.
+
+    Args:
+        link: the Redis that keeps them.
+        settings: the largest lag of a replica that takes reads.
+    """
+
+    def __init__(self, link: RedisLink, settings: DatabaseSettings) -> None:
+        self._link = link
+        self._mark_seconds = MARK_SECONDS + settings.replica_max_lag
+        self._settle = link.client.register_script(_SETTLE)
+
+    def ask(self, pipeline: Any, profile_id: UUID) -> None:
+        """Add the question for the profile's positions to a pipeline; `heed` takes the answer."""
+        pipeline.hgetall(_name(profile_id))
+
+    def heed(self, answer: dict[bytes, bytes]) -> None:
+        """Have the reads of the work at hand reach what the answer to `ask` says."""
+        work = context.current()
+        now = time() * 1000
+        for field, value in answer.items():
+            shard, under_way, _ = field.partition(b":")
+            if not under_way:
+                work.reached(int(shard), int(value))
+            elif int(value) > now:
+                work.unsettled.add(int(shard))
+
+    async def mark(self, profile_id: UUID, shard: int) -> Mark:
+        """Note that a transaction for the profile begins on the shard."""
+        mark = Mark(profile_id, shard, f"{shard}:{secrets.token_hex(4)}")
+        until = int((time() + self._mark_seconds) * 1000)
+        try:
+            async with self._link.calling("positions") as client:
+                pipeline = client.pipeline(transaction=False)
+                pipeline.hset(_name(profile_id), mark.field, until)
+                pipeline.expire(_name(profile_id), POSITIONS_TTL)
+                await pipeline.execute()
+        except RedisDown:
+            pass
+        return mark
+
+    async def settle(self, mark: Mark, position: int) -> None:
+        """Note that the transaction has ended and that reads must reach `position`, 0 if it wrote nothing.
+
+        Where the position could not be learnt (`NEWEST`) the mark stays until it runs out.
+        """
+        if position >= NEWEST:
+            return
+        try:
+            async with self._link.calling("positions"):
+                await self._settle(
+                    keys=[_name(mark.profile_id)], args=[mark.shard, position, mark.field, POSITIONS_TTL]
+                )
+        except RedisDown:
+            return  # the Consistency-Token of the answer still says it
+
+
+def _name(profile_id: UUID) -> str:
+    return f"positions:{{{profile_id}}}"

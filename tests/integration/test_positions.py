@@ -1,0 +1,161 @@
+"""What was written for a profile is seen by it on every instance, whoever wrote it, and never goes back."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from quiet import REPLICAS, Servers, stranger
+from sqlalchemy import select, update
+
+from app.core import context
+from app.core.errors import Conflict
+from app.core.ids import new_id
+from app.domain.profiles.rules import NewProfile, Profile
+from app.domain.profiles.tables import profiles
+from app.domain.sessions.rules import SignedIn
+from app.scaling import positions as room
+from app.wiring import Resources
+
+pytest_plugins = ("quiet",)
+
+PASSWORD = "a long enough pass phrase"
+READS = 20
+
+
+@pytest.fixture
+async def signed_in(quiet: Resources, servers: Servers) -> SignedIn:
+    """Somebody whose replicas know them and who has written nothing since."""
+    email = f"{uuid4().hex}@example.com"
+    with context.working(stranger()):
+        await quiet.profiles.sign_up(NewProfile(email=email, password=PASSWORD, name="before"))
+        session = await quiet.sessions.sign_in(email, PASSWORD, "")
+    async with servers.paused():
+        pass
+    await quiet.redis.client.delete(f"positions:{{{session.session.profile_id}}}")
+    return session
+
+
+@asynccontextmanager
+async def request(instance: Resources, signed_in: SignedIn) -> AsyncIterator[context.Work]:
+    """A request of theirs to an instance."""
+    with context.working(stranger()) as work:
+        assert await instance.sessions.find(signed_in.token)
+        yield work
+
+
+async def name_seen(instance: Resources, signed_in: SignedIn) -> tuple[str, str]:
+    """Return the name that a request of theirs reads, and the node that it read from."""
+    async with request(instance, signed_in) as work:
+        found: Profile = await instance.profiles.own(signed_in.session.profile_id)
+        return found.name, work.spans["db"].description
+
+
+async def rename(instance: Resources, profile_id: UUID, inside: Any = None) -> None:
+    """Write for the profile as a worker does, which is not the profile's own work."""
+    with context.working(stranger()):
+        async with instance.database.writer(profile_id) as writer:
+            await writer.run(update(profiles).where(profiles.c.profile_id == profile_id).values(name="after"))
+            if inside is not None:
+                await inside()
+
+
+@pytest.mark.sabotage(
+    path="app/scaling/database.py",
+    take_out="        reading = profile_id or context.current().profile_id",
+    put="        reading = context.current().profile_id",
+)
+async def test_what_a_worker_wrote_for_me_never_goes_back(
+    quiet: Resources, other: Resources, servers: Servers, signed_in: SignedIn
+) -> None:
+    async with servers.paused("replica-1"):
+        await rename(quiet, signed_in.session.profile_id)
+        seen = {await name_seen(instance, signed_in) for instance in (quiet, other) for _ in range(READS)}
+        assert {name for name, _ in seen} == {"after"}
+        assert "replica-1" not in {node for _, node in seen}
+    seen = {await name_seen(instance, signed_in) for instance in (quiet, other) for _ in range(READS)}
+    assert seen == {("after", node) for node in REPLICAS}
+
+
+@pytest.mark.sabotage(
+    path="app/scaling/positions.py",
+    take_out="                work.unsettled.add(int(shard))",
+    put="                pass",
+)
+async def test_between_a_commit_and_its_position_nobody_sees_it_and_then_misses_it(
+    quiet: Resources, other: Resources, servers: Servers, signed_in: SignedIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    committed, told = asyncio.Event(), asyncio.Event()
+    real = quiet.database._positions.settle
+
+    async def late(mark: room.Mark, position: int) -> None:
+        committed.set()
+        await told.wait()
+        await real(mark, position)
+
+    monkeypatch.setattr(quiet.database._positions, "settle", late)
+    async with servers.paused("replica-1"):
+        writing = asyncio.create_task(rename(quiet, signed_in.session.profile_id))
+        await committed.wait()
+        assert {await name_seen(other, signed_in) for _ in range(READS)} == {("after", "primary")}
+        told.set()
+        await writing
+        assert {name for name, _ in [await name_seen(other, signed_in) for _ in range(READS)]} == {"after"}
+
+
+async def test_what_is_rolled_back_leaves_the_reads_on_the_replicas(
+    quiet: Resources, servers: Servers, signed_in: SignedIn
+) -> None:
+    async def refuse() -> None:
+        raise Conflict("no")
+
+    async with servers.paused(*REPLICAS):
+        with pytest.raises(Conflict):
+            await rename(quiet, signed_in.session.profile_id, refuse)
+        async with request(quiet, signed_in) as work:
+            assert (work.positions.get(0, 0), work.unsettled) == (0, set())
+        assert {node for _, node in [await name_seen(quiet, signed_in) for _ in range(READS)]} == set(REPLICAS)
+
+
+async def test_a_writer_that_died_keeps_its_profile_on_the_primary_until_no_replica_can_lack_the_commit(
+    quiet: Resources, signed_in: SignedIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await quiet.database._positions.mark(signed_in.session.profile_id, 0)
+    assert {await name_seen(quiet, signed_in) for _ in range(READS)} == {("before", "primary")}
+    now = room.time()
+    lag = quiet.settings.database.replica_max_lag
+    monkeypatch.setattr(room, "time", lambda: now + lag)
+    assert {node for _, node in [await name_seen(quiet, signed_in) for _ in range(READS)]} == {"primary"}
+    monkeypatch.setattr(room, "time", lambda: now + lag + room.MARK_SECONDS + 1)
+    assert {node for _, node in [await name_seen(quiet, signed_in) for _ in range(READS)]} == set(REPLICAS)
+
+
+@pytest.mark.sabotage(
+    path="app/scaling/positions.py", take_out="if tonumber(ARGV[2]) > tonumber(", put="if 0 <= tonumber("
+)
+async def test_a_position_is_never_lowered(quiet: Resources) -> None:
+    kept = quiet.database._positions
+    profile_id = new_id()
+    for shard, position in ((0, 50), (1, 7), (0, 40), (1, 9)):
+        await kept.settle(await kept.mark(profile_id, shard), position)
+    async with quiet.redis.calling("test") as client:
+        pipeline = client.pipeline(transaction=False)
+        kept.ask(pipeline, profile_id)
+        (answer,) = await pipeline.execute()
+    with context.working(stranger()) as work:
+        kept.heed(answer)
+        assert (work.positions, work.unsettled) == ({0: 50, 1: 9}, set())
+
+
+async def test_nobody_elses_reads_move_to_the_primary(quiet: Resources, servers: Servers, signed_in: SignedIn) -> None:
+    async with servers.paused(*REPLICAS):
+        await rename(quiet, signed_in.session.profile_id)
+        assert await name_seen(quiet, signed_in) == ("after", "primary")
+        nodes = set()
+        for _ in range(READS):
+            with context.working(stranger()) as work:
+                await quiet.database.reader().first(select(profiles.c.name).limit(1))
+                nodes.add(work.spans["db"].description)
+        assert nodes == set(REPLICAS)
