@@ -220,7 +220,7 @@ def api(
             host=host,
             port=port,
             loop="uvloop",
-            http="httptools",
+            http="app.api.protocol:Protocol",
             log_config=None,
             access_log=False,
             server_header=False,

@@ -47,7 +47,7 @@ ROUTES: dict[str, tuple[str, ...]] = {
     "order.cancelled": ("emails.confirm_cancellation",),
     "profile.created": (),
     "profile.updated": (),
-    "profile.erased": (),
+    "profile.erased": ("upkeep.end_sessions", "invoices.forget_buyer"),
     "session.ended": ("upkeep.forget_sessions",),
 }
 

@@ -111,6 +111,11 @@ def unexpected() -> Response:
     return _problem(500, "internal_error", "Something went wrong on our side; the request id finds it in our logs.")
 
 
+def unreadable() -> Response:
+    """Return the answer to bytes that are no HTTP request."""
+    return _problem(400, "bad_request", "This is not an HTTP request that can be read; look for control characters.")
+
+
 def install(app: FastAPI) -> None:
     """Make `app` answer the errors of its routes and its router as problems."""
 

@@ -74,7 +74,11 @@ async def sign_in(
 ) -> Response:
     """Begin a session: a token for programs, and the same as an HttpOnly cookie for browsers."""
     await _count(body.email, resources, exchange)
-    signed_in = await resources.sessions.sign_in(body.email, body.password, _printable(user_agent))
+    try:
+        signed_in = await resources.sessions.sign_in(body.email, body.password, _printable(user_agent))
+    finally:
+        # Server-Timing would tell what the hash hides: whether there was a profile to read.
+        exchange.work.spans.clear()
     session = signed_in.session
     # From here on the request is this person's: what it wrote is remembered for all their later requests.
     exchange.work.profile_id = session.profile_id

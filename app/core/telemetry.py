@@ -107,7 +107,7 @@ def configure_logging(settings: ServiceSettings, role: str) -> None:
 
     # Closed over rather than bound in a context: a server's tasks do not inherit what was bound at its start.
     def who(_logger: Any, _name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-        event.update(instance=settings.instance, role=role)
+        event.update(instance=settings.instance, region=settings.region, role=role)
         return event
 
     shared: list[structlog.typing.Processor] = [
@@ -119,7 +119,7 @@ def configure_logging(settings: ServiceSettings, role: str) -> None:
         structlog.processors.StackInfoRenderer(),
     ]
     ending: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer()]
+        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if readable
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )

@@ -14,7 +14,7 @@ from typing import TypeVar
 import pybreaker
 
 from app.core import context
-from app.core.errors import Unavailable
+from app.core.errors import TimedOut, Unavailable
 from app.core.telemetry import BREAKER_OPEN, OUTBOUND_CALLS, logger
 
 log = logger(__name__)
@@ -209,10 +209,13 @@ class Outbound:
 
     async def _try(self, attempt: Callable[[], Awaitable[T]]) -> T:
         outcome = "refused"
+        seconds = min(self._timeout, context.current().remaining(self._timeout))
+        if seconds <= 0:  # nobody waits any more; a call that is not made says nothing about the node
+            raise TimedOut("There is no time left for this call.")
         try:
             async with self.breaker.guard(*self._failures):
                 outcome = "error"
-                async with asyncio.timeout(min(self._timeout, context.current().remaining(self._timeout))):
+                async with asyncio.timeout(seconds):
                     answer = await attempt()
                 outcome = "ok"
                 return answer

@@ -16,8 +16,12 @@ from obstore.store import LocalStore, from_url
 from app.core.errors import NotFound, Unavailable
 from app.core.settings import StorageSettings
 from app.core.signing import BadSignature, Signer
+from app.scaling.outbound import Outbound
 
 LINK_PATH = "/files"
+# An invoice is tens of kilobytes. Below every task's limit, so that a storage that hangs is seen as one and not as a
+# task that hangs.
+TIMEOUT = 5.0  # seconds a try
 
 
 class Storage:
@@ -33,6 +37,7 @@ class Storage:
         parts = urlsplit(settings.url)
         self._folder = parts.scheme == "file"
         self._store: Any = LocalStore(prefix=Path(parts.path), mkdir=True) if self._folder else from_url(settings.url)
+        self.outbound = Outbound("storage", timeout=TIMEOUT, concurrency=16, waiting=64, failures=(BaseError, OSError))
         self._link_seconds = settings.link_seconds
         self._signer = Signer(secret, "file link")
         self._public_url = public_url.rstrip("/")
@@ -43,11 +48,11 @@ class Storage:
         Raises:
             Unavailable: if the storage does not take it.
         """
+        # A folder keeps no attributes; there the type follows from the key's ending.
+        attributes = None if self._folder else {"Content-Type": content_type}
         try:
-            # A folder keeps no attributes; there the type follows from the key's ending.
-            attributes = None if self._folder else {"Content-Type": content_type}
-            await obstore.put_async(self._store, key, content, attributes=attributes)
-        except (BaseError, OSError) as error:
+            await self.outbound.call(lambda: obstore.put_async(self._store, key, content, attributes=attributes))
+        except (BaseError, OSError, TimeoutError) as error:
             raise Unavailable("Object storage takes nothing right now; try again.", code="storage_down") from error
 
     async def get(self, key: str) -> bytes:
@@ -58,12 +63,12 @@ class Storage:
             Unavailable: if the storage does not answer.
         """
         try:
-            answer = await obstore.get_async(self._store, key)
-            return bytes(await answer.bytes_async())
-        except FileNotFoundError as error:
-            raise NotFound("There is no such object.") from error
-        except (BaseError, OSError) as error:
+            content = await self.outbound.call(lambda: self._fetch(key))
+        except (BaseError, OSError, TimeoutError) as error:
             raise Unavailable("Object storage does not answer right now; try again.", code="storage_down") from error
+        if content is None:
+            raise NotFound("There is no such object.")
+        return content
 
     async def link(self, key: str, now: float) -> str:
         """Return an address at which `key` can be fetched for the next few minutes, without a session.
@@ -75,6 +80,13 @@ class Storage:
         if self._folder:
             return f"{self._public_url}{LINK_PATH}/{self._signer.sign([key, int(now) + self._link_seconds])}"
         return str(await obstore.sign_async(self._store, "GET", key, timedelta(seconds=self._link_seconds)))
+
+    async def _fetch(self, key: str) -> bytes | None:
+        try:
+            answer = await obstore.get_async(self._store, key)
+            return bytes(await answer.bytes_async())
+        except FileNotFoundError:  # an answer, not a failure of the storage
+            return None
 
     def open_link(self, signed: str, now: float) -> str:
         """Return the key that a link of ours to a folder names.

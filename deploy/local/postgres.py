@@ -171,10 +171,6 @@ class Postgres:
         sent = self._query("SELECT application_name FROM pg_stat_replication WHERE state = 'streaming';").split()
         return set(replicas) <= set(sent)
 
-    def data_folders(self) -> list[Path]:
-        """The data folders that exist, of this start's servers and of earlier ones'."""
-        return [path for path in self.layout.data.glob("*") if (path / "PG_VERSION").exists()]
-
     def _settle(self, name: str, more: str) -> None:
         data, account = self._data(name), self.tools.account
         write_private(data / "scaleout.conf", SETTINGS.format(port=self.ports[name]) + more, account)
@@ -224,6 +220,11 @@ class Postgres:
                 f"The data in {data} was written by PostgreSQL {written}, this is {self._major}. "
                 "`scaleout down --wipe` removes it, or name the old version with SCALEOUT_POSTGRES_BIN."
             )
+
+
+def data_folders(layout: Layout) -> list[Path]:
+    """The data folders that exist, of this start's servers and of earlier ones'."""
+    return [path for path in layout.data.glob("*") if (path / "PG_VERSION").exists()]
 
 
 def server_accepts(binaries: Binaries, tools: Tools, layout: Layout, port: int) -> bool:

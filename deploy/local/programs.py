@@ -141,6 +141,10 @@ class Plan:
         if "smtp" in self.names:
             addresses["SMTP_URL"] = f"smtp://{HOST}:{self.ports['smtp']}"
         environment = defaults | dict(self.user_environment) | addresses
+        # These would win over the addresses of this cluster: it would migrate and seed somebody's real database.
+        for stronger, server in (("SHARDS", "primary"), ("REDIS_BROKER_URL", "redis")):
+            if server in self.names:
+                environment.pop(stronger, None)
         # Containers like to set this; without compiled modules each of our processes needs twice the CPU to start.
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         return environment

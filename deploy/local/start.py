@@ -20,7 +20,7 @@ import psutil
 from deploy.local import ClusterError, leftovers, readiness
 from deploy.local.control import Control
 from deploy.local.layout import CHECKOUT, Layout, Secrets, choose_ports, port_is_free, write_json
-from deploy.local.postgres import Postgres
+from deploy.local.postgres import Postgres, data_folders
 from deploy.local.programs import OURS, Plan, Sizes, kind_of, port_names, processes
 from deploy.local.servers import Binaries, Tools
 
@@ -85,8 +85,7 @@ class Start:
         """End leftovers, make folders, passwords and ports, and write down what is to run."""
         account = self.tools.account
         self.layout.create(account)
-        folders = [path for path in self.layout.data.glob("*") if (path / "PG_VERSION").exists()]
-        leftovers.end_all(self.layout, folders, self.progress.say)
+        leftovers.end_all(self.layout, data_folders(self.layout), self.progress.say)
         self.secrets = Secrets.load(self.layout)
         ports = choose_ports(self.layout, port_names(self.names), usual=self.wish.port is not None)
         if "nginx" in self.names:

@@ -12,10 +12,12 @@ TASKS: tuple[Task, ...] = (
     orders.capture_payment,
     orders.notify_warehouse,
     confirmed.issue_invoice,
+    confirmed.forget_buyer,
     confirmed.confirm_order,
     confirmed.confirm_cancellation,
     confirmed.record_sale,
     upkeep.forget_sessions,
+    upkeep.end_sessions,
 )
 
 CHORES: tuple[Chore, ...] = (upkeep.sweep_directory, upkeep.reconcile_payments, upkeep.purge)

@@ -113,6 +113,14 @@ KEPT = (
 )
 
 
+@task("upkeep.end_sessions", seconds=10.0)
+async def end_sessions(resources: Resources, delivery: Delivery) -> None:
+    """End the sessions of an erased profile, should the instance that erased it have died before it did."""
+    await resources.sessions.end_all(delivery.message.profile_id)
+    async with once(resources, delivery):
+        pass
+
+
 @task("upkeep.forget_sessions", seconds=10.0)
 async def forget_sessions(resources: Resources, delivery: Delivery) -> None:
     """Take ended sessions out of a Redis that was down when they ended and may have come back with them."""

@@ -180,22 +180,22 @@ def _shown(invoice: Invoice) -> dict[str, Any]:
     """The template's data: every value a text that is safe to show, or a list of such."""
     data = asdict(invoice)
     del data["issued_at"]
-    money = {name: _money(data[name], invoice.currency) for name in ("net", "tax", "total")}
+    sums = {name: money(data[name], invoice.currency) for name in ("net", "tax", "total")}
     lines = [
         {
             "sku": line.sku,
             "name": line.name,
             "quantity": f"{line.quantity:,}",
-            "unit_price": _money(line.unit_price, invoice.currency),
-            "amount": _money(line.amount, invoice.currency),
+            "unit_price": money(line.unit_price, invoice.currency),
+            "amount": money(line.amount, invoice.currency),
         }
         for line in invoice.lines
     ]
     issued_on = invoice.issued_at.astimezone(UTC).date().isoformat()
-    return {**_safe(data), **money, "lines": _safe(lines), "issued_on": issued_on, "tax_rate": str(invoice.tax_rate)}
+    return {**_safe(data), **sums, "lines": _safe(lines), "issued_on": issued_on, "tax_rate": str(invoice.tax_rate)}
 
 
-def _money(minor: int, currency: str) -> str:
+def money(minor: int, currency: str) -> str:
     """Minor units as an amount for people: 123456 is `1,234.56` in EUR and `123,456` in JPY."""
     decimals = DECIMALS.get(currency, 2)
     whole, rest = divmod(minor, 10**decimals)

@@ -16,8 +16,9 @@ from uuid import UUID
 import aiosmtplib
 from sqlalchemy import Row, select
 
-from app.core.errors import Unavailable
+from app.core.errors import Conflict, Unavailable
 from app.core.settings import MailSettings
+from app.domain.orders.invoice import money
 from app.domain.orders.invoicing import Invoices
 from app.domain.orders.rules import Order
 from app.domain.orders.tables import mails
@@ -25,6 +26,8 @@ from app.domain.profiles.tables import profiles
 from app.scaling.database import Database, Writer
 from app.scaling.dialect import insert_ignore
 from app.scaling.outbound import Outbound
+
+FOR_GOOD = 500  # an SMTP reply from here on does not change by asking again
 
 
 class Kind(StrEnum):
@@ -56,15 +59,18 @@ class Mail:
             failures=(aiosmtplib.SMTPException, OSError),
         )
 
-    async def order_confirmation(self, order: Order) -> None:
+    async def order_confirmation(self, order: Order) -> bool:
         """Send the confirmation with the invoice, unless the send log has it or the customer's data are erased.
+
+        Returns whether it was sent.
 
         Raises:
             Unavailable: `mail_down`, if the server does not take it; repeat later.
+            Conflict: `mail_refused`, if it never will.
         """
         customer = await self._waiting(order, Kind.CONFIRMATION)
         if customer is None:
-            return
+            return False
         message = self._compose(
             order,
             customer,
@@ -76,16 +82,20 @@ class Mail:
         pdf = await self._invoices.pdf(order)
         message.add_attachment(pdf, maintype="application", subtype="pdf", filename=f"invoice-{order.id}.pdf")
         await self._deliver(message)
+        return True
 
-    async def order_cancellation(self, order: Order) -> None:
+    async def order_cancellation(self, order: Order) -> bool:
         """Tell that the order is cancelled, unless the send log has it or the customer's data are erased.
+
+        Returns whether it was sent.
 
         Raises:
             Unavailable: `mail_down`, if the server does not take it; repeat later.
+            Conflict: `mail_refused`, if it never will.
         """
         customer = await self._waiting(order, Kind.CANCELLATION)
         if customer is None:
-            return
+            return False
         message = self._compose(
             order,
             customer,
@@ -95,6 +105,7 @@ class Mail:
             closing=f"You owe nothing. Of {_money(order)} nothing is held, and what was paid is refunded.",
         )
         await self._deliver(message)
+        return True
 
     async def _waiting(self, order: Order, kind: Kind) -> Row[Any] | None:
         """Return address and name of the customer if the mail is still to be sent."""
@@ -114,9 +125,28 @@ class Mail:
 
     async def _deliver(self, message: EmailMessage) -> None:
         try:
-            await self.outbound.call(lambda: self._send(message))
+            refusal = await self.outbound.call(lambda: self._attempt(message))
         except (aiosmtplib.SMTPException, OSError, TimeoutError) as error:
-            raise Unavailable("The mail server does not take the mail.", code="mail_down") from error
+            # The chain would carry the customer's address into the log.
+            raise Unavailable(
+                f"The mail server does not take mails: {type(error).__name__}.", code="mail_down"
+            ) from None
+        if refusal is not None:
+            raise Conflict(f"The mail server refuses this mail for good: {refusal}.", code="mail_refused")
+
+    async def _attempt(self, message: EmailMessage) -> int | None:
+        """Send the mail; return the code of a refusal for good, which is an answer and no illness of the server."""
+        try:
+            await self._send(message)
+        except aiosmtplib.SMTPRecipientsRefused as error:
+            code = min(refused.code for refused in error.recipients)
+        except aiosmtplib.SMTPResponseException as error:
+            code = error.code
+        else:
+            return None
+        if code < FOR_GOOD:
+            raise aiosmtplib.SMTPException(f"refused for now: {code}")
+        return code
 
     async def sent(self, writer: Writer, order: Order, kind: Kind) -> None:
         """Note in the send log that the mail is sent."""
@@ -158,5 +188,4 @@ def message_id(order_id: UUID, kind: Kind, sender: str) -> str:
 
 
 def _money(order: Order) -> str:
-    whole, cents = divmod(order.amount, 100)
-    return f"{whole}.{cents:02d} {order.currency}"
+    return f"{money(order.amount, order.currency)} {order.currency}"

@@ -165,6 +165,13 @@ class Orders:
                 raise Conflict("The order cannot be cancelled any more.", code="not_cancellable")
             return (await self._happen(writer, order, Happening.CANCEL_ASKED)).view()
 
+    async def invoiced_orders(self, profile_id: UUID) -> list[Order]:
+        """Return the profile's orders that have an invoice."""
+        rows = await self._database.reader(profile_id).all(
+            _with_items(select(orders).where(orders.c.profile_id == profile_id, orders.c.invoice_key.is_not(None)))
+        )
+        return _orders(rows)
+
     async def invoice_link(self, profile_id: UUID, order_id: UUID) -> str:
         """Return a short-lived address of the order's invoice.
 
