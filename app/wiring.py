@@ -97,7 +97,8 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         pipe = Pipe(settings.redis, ADMIT)
         await pipe.start()
         stack.push_async_callback(pipe.stop)
-        admissions = Admissions(pipe, near, redis, settings.sessions)
+        limiter = RateLimiter(redis, settings.rates.instances)
+        admissions = Admissions(pipe, near, limiter, settings.sessions)
         await admissions.start()
         stack.push_async_callback(admissions.stop)
         yield Resources(
@@ -108,7 +109,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             near=near,
             positions=positions,
             cache=cache,
-            limiter=RateLimiter(redis, settings.rates.instances),
+            limiter=limiter,
             storage=storage,
             locks=Locks(redis),
             dead_letters=DeadLetters(database, cursors),

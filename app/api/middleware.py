@@ -88,7 +88,7 @@ class RequestEdge:
         outgoing = _Outgoing(send, self._finish(scope, exchange), bodiless=method == "HEAD")
         try:
             with context.working(work):
-                await self._serve(scope, receive, outgoing, headers)
+                await self._serve(scope, receive, outgoing)
         finally:
             seconds = metrics.record(scope, method, outgoing.status, outgoing.headers, started)
             who = {"request_id": work.request_id}
@@ -97,9 +97,8 @@ class RequestEdge:
             what = {"method": method, "route": metrics.template_of(scope), "status": outgoing.status}
             request_finished({**who, **what, "duration_ms": round(seconds * 1000, 2)})
 
-    async def _serve(self, scope: Scope, receive: Receive, outgoing: "_Outgoing", headers: Headers) -> None:
+    async def _serve(self, scope: Scope, receive: Receive, outgoing: "_Outgoing") -> None:
         try:
-            self._read_token(scope, headers)
             await self._app(scope, receive, outgoing)
         except ServiceError as error:
             if outgoing.begun:
@@ -110,21 +109,6 @@ class RequestEdge:
             if outgoing.begun:  # half an answer: the server has to break off the connection, or it would look whole
                 raise
             await problems.unexpected()(scope, receive, outgoing)
-
-    def _read_token(self, scope: Scope, headers: Headers) -> None:
-        token = headers.get("consistency-token")
-        if token is None:
-            return
-        try:
-            positions = resources_of(scope).tokens.open(token)
-        except BadSignature as error:
-            raise Invalid.field(
-                "header/Consistency-Token",
-                "This Consistency-Token is not one that this service gave out; leave it out.",
-                code="invalid_consistency_token",
-            ) from error
-        for shard, position in positions:
-            context.current().reached(shard, position)
 
     def _finish(self, scope: Scope, exchange: Exchange) -> "Callable[[Message], Message]":
         def finish(start: Message) -> Message:
@@ -246,6 +230,18 @@ class Callers:
 
     async def _admit(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
+        ours = _heed_token(scope, headers)
+        await self._count(scope, headers)
+        # It has been counted, like whatever else is made up.
+        if not ours:
+            raise Invalid.field(
+                "header/Consistency-Token",
+                "This Consistency-Token is not one that this service gave out; leave it out.",
+                code="invalid_consistency_token",
+            )
+
+    async def _count(self, scope: Scope, headers: Headers) -> None:
+        """Find out who calls, in this order: asking Redis, counting the address, asking the copy of the session."""
         exchange = exchange_of(scope)
         resources = resources_of(scope)
         bearer = _bearer(headers)
@@ -259,15 +255,19 @@ class Callers:
             if cookie is not None and scope["method"] not in _SAFE:
                 self._check_origin(headers)
             return
+        # A token that Redis does not know costs a read of the shard, which must not be free for whoever invents them:
+        # its address pays first, and is paid back if the session is real.
+        subject = limit_subject(exchange.address)
+        exchange.judged(await resources.limiter.take(self._anonymous, subject))
         session = await resources.sessions.find(token) if token else None
         if session is None:
-            # Counted before it is refused: tokens are not for guessing.
-            exchange.judged(await resources.limiter.take(self._anonymous, limit_subject(exchange.address)))
             if bearer is not None:
                 raise Unauthenticated("This token is not valid (any more); sign in again.", code="invalid_token")
             if cookie is not None:
                 exchange.cookie = session_cookie("", 0, self._settings)
             return
+        await resources.limiter.give_back(self._anonymous, subject)
+        exchange.verdict = None
         self._signed_in(exchange, session)
         policy = self._tiers.get(session.tier, self._tiers["free"])
         exchange.judged(await resources.limiter.take(policy, str(session.profile_id)))
@@ -291,6 +291,20 @@ class Callers:
                 "With the cookie, a change must come from this site: send a same-origin Origin, or use the token.",
                 code="csrf_rejected",
             )
+
+
+def _heed_token(scope: Scope, headers: Headers) -> bool:
+    """Have the request's reads reach what its Consistency-Token says; return whether there is none but genuine ones."""
+    token = headers.get("consistency-token")
+    if token is None:
+        return True
+    try:
+        positions = resources_of(scope).tokens.open(token)
+    except BadSignature:
+        return False
+    for shard, position in positions:
+        context.current().reached(shard, position)
+    return True
 
 
 def _bearer(headers: Headers) -> str | None:

@@ -32,4 +32,4 @@ def fixed_headers(settings: ServiceSettings) -> list[tuple[bytes, bytes]]:
 
 def policies_of(rates: RateSettings) -> dict[str, Policy]:
     """Return the limit of each tier; the first is that of a tier without one of its own."""
-    return {name: Policy.parse(name, getattr(rates, name)) for name in ("free", "pro", "enterprise")}
+    return {name: Policy.parse(name, getattr(rates, name), "profile") for name in ("free", "pro", "enterprise")}

@@ -33,11 +33,16 @@ class SignIn(Body):
 
 
 class SignedInView(BaseModel):
-    """A fresh session. The token is shown once and kept nowhere."""
+    """A fresh session. The token is shown once and kept nowhere.
+
+    A profile has a bounded number of sessions: `ended_sessions` are those that had to go for this one, the ones that
+    were not used for longest.
+    """
 
     token: str
     profile_id: UUID
     expires_at: datetime
+    ended_sessions: list[UUID]
 
 
 class SessionView(BaseModel):
@@ -85,7 +90,13 @@ async def sign_in(
     seconds = int((session.expires_at - session.created_at).total_seconds())
     exchange.cookie = session_cookie(signed_in.token, seconds, resources.settings.service)
     return written(
-        {"token": signed_in.token, "profile_id": session.profile_id, "expires_at": session.expires_at}, status=201
+        {
+            "token": signed_in.token,
+            "profile_id": session.profile_id,
+            "expires_at": session.expires_at,
+            "ended_sessions": signed_in.ended,
+        },
+        status=201,
     )
 
 

@@ -220,6 +220,8 @@ class SessionSettings(_Group):
 
     idle: int = Field(default=3600, ge=60, le=30 * 24 * 3600)  # seconds
     absolute: int = Field(default=30 * 24 * 3600, ge=60)  # seconds
+    # Of one profile: more than anybody has devices, few enough to list and to end in one statement.
+    most: int = Field(default=50, ge=1, le=1000)
     hash_memory: int = Field(default=19_456, ge=8, le=1_048_576)  # KiB
     hash_passes: int = Field(default=2, ge=1, le=20)
     hash_threads: int = Field(default=2, ge=1, le=64)  # hashes at a time in one process; each takes hash_memory

@@ -27,21 +27,34 @@ if used >= tonumber(ARGV[1]) then return {0, 0, left} end
 if used == 0 then redis.call('SET', KEYS[1], 1, 'PX', left) else redis.call('INCR', KEYS[1]) end
 return {1, tonumber(ARGV[1]) - used - 1, left}
 """
+_GIVE_BACK = """
+if tonumber(redis.call('GET', KEYS[1]) or '0') >= tonumber(ARGV[1]) then redis.call('DECRBY', KEYS[1], ARGV[1]) end
+return 1
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A limit by name: `quota` requests in `window` seconds."""
+    """A limit by name: `quota` requests in `window` seconds.
+
+    Attributes:
+        name: for clients, in headers, and for metrics.
+        quota: how many.
+        window: seconds.
+        family: policies of one family share their counts: a caller whose tier changes goes on in the same window.
+            Without one a policy counts for itself.
+    """
 
     name: str
     quota: int
     window: int
+    family: str = ""
 
     @classmethod
-    def parse(cls, name: str, limit: str) -> "Policy":
+    def parse(cls, name: str, limit: str, family: str = "") -> "Policy":
         """Read the syntax that slowapi documents, `100/hour`."""
         item = limits.parse(limit)
-        return cls(name, item.amount, item.get_expiry())
+        return cls(name, item.amount, item.get_expiry(), family)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +93,7 @@ class RateLimiter:
     def __init__(self, link: RedisLink, instances: int) -> None:
         self._link = link
         self._take: AsyncScript = link.client.register_script(_TAKE)
+        self._return: AsyncScript = link.client.register_script(_GIVE_BACK)
         self._instances = instances
         self._local: OrderedDict[str, tuple[int, float]] = OrderedDict()
 
@@ -90,7 +104,7 @@ class RateLimiter:
             policy: the limit.
             subject: whose requests are counted: an address or a profile id.
         """
-        name = f"limit:{policy.name}:{{{subject}}}"
+        name = name_of(policy, subject)
         try:
             async with self._link.calling("limit"):
                 allowed, remaining, left = await self._take(keys=[name], args=[policy.quota, policy.window * 1000])
@@ -99,6 +113,16 @@ class RateLimiter:
         if not allowed:
             RATE_LIMITED.labels(policy.name).inc()
         return Verdict(policy, bool(allowed), int(remaining), max(1, -(-int(left) // 1000)))
+
+    async def give_back(self, policy: Policy, subject: str, permits: int = 1) -> None:
+        """Take back what was counted and not used."""
+        name = name_of(policy, subject)
+        try:
+            async with self._link.calling("limit"):
+                await self._return(keys=[name], args=[permits])
+        except RedisDown:
+            used, ends = self._local.get(name, (0, 0.0))
+            self._local[name] = (max(0, used - permits), ends)
 
     def _take_locally(self, name: str, policy: Policy) -> tuple[bool, int, float]:
         now = time.monotonic()
@@ -112,3 +136,8 @@ class RateLimiter:
         if len(self._local) > LOCAL_WINDOWS:
             self._local.popitem(last=False)
         return allowed, quota - used - allowed, (ends - now) * 1000
+
+
+def name_of(policy: Policy, subject: str) -> str:
+    """Return the name under which Redis counts the requests of `subject`."""
+    return f"limit:{policy.family or policy.name}:{{{subject}}}"

@@ -148,7 +148,7 @@ async def test_permits_that_are_not_used_go_back(
         await instances[0].get(path, headers=headers)
 
     async def counted() -> int:
-        return int(await resources.redis.client.get(f"limit:free:{{{customer.profile['id']}}}") or 0)
+        return int(await resources.redis.client.get(f"limit:profile:{{{customer.profile['id']}}}") or 0)
 
     async def only_what_was_used() -> bool:
         return await counted() == used

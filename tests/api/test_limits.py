@@ -1,10 +1,11 @@
 """Rate limits at the edge: an application in this process, with low limits, against the cluster's Redis."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from ipaddress import ip_network
 from itertools import count
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
@@ -12,6 +13,8 @@ from conftest import PASSWORD, Customer
 from expectations import check_problem
 
 from app.core.settings import Settings
+from app.core.telemetry import DATABASE_STATEMENTS
+from app.domain.sessions.rules import new_token
 from app.main import create_app
 from app.wiring import Resources
 
@@ -93,6 +96,66 @@ async def test_guessing_tokens_is_limited_like_everything_else(connect: Connect)
         check_problem(answer, 401, "invalid_token")
     answer = await client.get("/api/v1/orders", headers={"Authorization": "Bearer sct_" + "B" * 64})
     check_problem(answer, 429, "rate_limited")
+
+
+@pytest.mark.sabotage(
+    path="app/api/middleware.py",
+    take_out="        await self._count(scope, headers)\n        # It",
+    put="        # It",
+)
+@pytest.mark.parametrize("token", ["", "abc", "é", "A" * 2000])
+async def test_a_foreign_consistency_token_is_counted_and_then_refused_by_name(connect: Connect, token: str) -> None:
+    client = connect(fresh_address())
+    for _ in range(3):
+        answer = await client.get("/api/v1/products?limit=1", headers={"Consistency-Token": token.encode()})
+        check_problem(answer, 400, "invalid_consistency_token", "header/Consistency-Token")
+    answer = await client.get("/api/v1/products?limit=1", headers={"Consistency-Token": token.encode()})
+    check_problem(answer, 429, "rate_limited")
+
+
+def _statements() -> float:
+    return sum(
+        sample.value
+        for metric in DATABASE_STATEMENTS.collect()
+        for sample in metric.samples
+        if sample.name.endswith("_total")
+    )
+
+
+@pytest.mark.sabotage(
+    path="app/api/middleware.py",
+    take_out="        exchange.judged(await resources.limiter.take(self._anonymous, subject))\n"
+    "        session = await resources.sessions.find(token) if token else None\n",
+    put="        session = await resources.sessions.find(token) if token else None\n"
+    "        exchange.judged(await resources.limiter.take(self._anonymous, subject))\n",
+)
+async def test_tokens_that_somebody_makes_up_cost_no_reads_past_the_limit_of_their_address(
+    connect: Connect, new_customer: Make
+) -> None:
+    customer = await new_customer()
+    client, before = connect(fresh_address()), _statements()
+    guesses = [f"Bearer {new_token(UUID(customer.profile['id']))[0]}" for _ in range(40)]
+    answers = await asyncio.gather(
+        *(client.get("/api/v1/orders", headers={"Authorization": guess}) for guess in guesses)
+    )
+    assert sorted(answer.status_code for answer in answers) == [401] * 3 + [429] * 37
+    assert _statements() - before <= 3
+
+
+@pytest.mark.sabotage(
+    path="app/api/middleware.py",
+    take_out="        await resources.limiter.give_back(self._anonymous, subject)\n        exchange.verdict = None\n",
+    put="        exchange.verdict = None\n",
+)
+async def test_a_customer_whom_redis_has_forgotten_does_not_pay_as_a_stranger(
+    connect: Connect, resources: Resources, new_customer: Make
+) -> None:
+    client = connect(fresh_address())
+    for _ in range(5):
+        customer = await new_customer()
+        await resources.redis.client.delete(*await resources.redis.client.keys(f"session:*{customer.profile['id']}*"))
+        answer = await client.get("/api/v1/profiles/me", headers={"Authorization": f"Bearer {customer.token}"})
+        assert (answer.status_code, answer.headers["ratelimit-policy"]) == (200, '"free";q=4;w=3600')
 
 
 async def test_sign_in_is_limited_by_address(connect: Connect) -> None:

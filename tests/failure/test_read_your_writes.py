@@ -108,8 +108,8 @@ async def test_a_session_sees_its_own_writes_on_every_instance_in_rows_and_lists
 
 @pytest.mark.sabotage(
     path="app/api/middleware.py",
-    take_out="            context.current().reached(shard, position)",
-    put="            pass",
+    take_out="        context.current().reached(shard, position)",
+    put="        pass",
 )
 async def test_a_client_without_a_session_sees_its_writes_by_the_consistency_token(
     cluster: Cluster, client: httpx.AsyncClient

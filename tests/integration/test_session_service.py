@@ -14,7 +14,7 @@ from app.core.ids import new_id
 from app.domain.profiles.directory import ABANDONED_AFTER
 from app.domain.profiles.rules import NewProfile, Profile, email_key
 from app.domain.sessions.rules import Session, SignedIn, new_token
-from app.domain.sessions.service import SEEN_EVERY
+from app.domain.sessions.service import SEEN_EVERY, Sessions
 from app.wiring import Resources
 
 pytest_plugins = ("quiet",)
@@ -55,8 +55,8 @@ async def test_a_session_is_known_on_every_instance(other: Resources, profile: P
 
 @pytest.mark.sabotage(
     path="app/domain/sessions/service.py",
-    take_out="            return await self._recover(profile_id, key)",
-    put="            return None",
+    take_out="                looking = asyncio.create_task(self._recover(profile_id, key))",
+    put="                return None",
 )
 async def test_losing_redis_signs_nobody_out(quiet: Resources, other: Resources, signed_in: SignedIn) -> None:
     await quiet.redis.client.flushdb()
@@ -80,6 +80,24 @@ async def test_while_redis_is_down_sessions_are_known_and_ending_one_is_kept_as_
     # Redis kept its copy over the restart; the message's task takes it out.
     await quiet.sessions.forget(signed_in.session.profile_id, [message["key"]])
     assert await quiet.sessions.find(signed_in.token) is None
+
+
+@pytest.mark.sabotage(
+    path="app/domain/sessions/service.py",
+    take_out="            await self._strike(writer, profile.id, [row.key for row in idle])\n",
+    put="",
+)
+async def test_past_its_most_sessions_a_profile_loses_the_one_that_was_not_used_for_longest(
+    quiet: Resources, other: Resources, profile: Profile
+) -> None:
+    few = quiet.settings.sessions.model_copy(update={"most": 3})
+    sessions = Sessions(quiet.database, quiet.redis, quiet.near, quiet.positions, known=quiet.profiles, settings=few)
+    signed_in = [await sessions.sign_in(profile.email, PASSWORD, f"device {number}") for number in range(5)]
+    listed = {view["key"]: view["id"] for view in await quiet.sessions.listed(profile.id)}
+    assert set(listed) == {each.session.key for each in signed_in[2:]}
+    assert [len(each.ended) for each in signed_in] == [0, 0, 0, 1, 1]
+    for number, each in enumerate(signed_in):
+        assert (await found(other, each.token) is None) == (number < 2)
 
 
 @pytest.mark.parametrize("everywhere", [True, False])

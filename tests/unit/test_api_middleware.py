@@ -205,17 +205,10 @@ async def test_broken_fields_are_named_and_never_echoed(edge: httpx.AsyncClient)
     assert "hunter2" not in answer.text
 
 
-async def test_a_consistency_token_carries_over_what_was_written(app: FastAPI, edge: httpx.AsyncClient) -> None:
-    token = app.state.resources.tokens.sign([[0, 12345]])
-    answer = await edge.get("/health/positions", headers={"Consistency-Token": token})
-    assert answer.json() == {"0": 12345}
-
-
 @pytest.mark.parametrize("token", ["", "abc", "é", "A" * 2000])
-async def test_a_foreign_consistency_token_is_refused_by_name(edge: httpx.AsyncClient, token: str) -> None:
+async def test_probes_answer_whatever_a_consistency_token_says(edge: httpx.AsyncClient, token: str) -> None:
     answer = await edge.get("/health/positions", headers={"Consistency-Token": token.encode()})
-    body = check_problem(answer, 400, "invalid_consistency_token")
-    assert body["errors"][0]["pointer"] == "header/Consistency-Token"
+    assert (answer.status_code, answer.json()) == (200, {})
 
 
 async def test_head_answers_as_get_without_the_body(edge: httpx.AsyncClient) -> None:

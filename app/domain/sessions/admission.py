@@ -9,7 +9,6 @@ those that are not used go back: together the instances never allow more than th
 import asyncio
 from collections import OrderedDict
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from time import monotonic
@@ -20,8 +19,8 @@ from app.core.telemetry import RATE_LIMITED
 from app.domain.sessions.rules import Session, load, name_of, read_token
 from app.scaling.near import Near
 from app.scaling.pipe import Pipe
-from app.scaling.ratelimit import Policy, Verdict
-from app.scaling.redis_link import RedisDown, RedisLink
+from app.scaling.ratelimit import Policy, RateLimiter, Verdict
+from app.scaling.redis_link import RedisDown
 
 # An ended session is refused everywhere within a second, also by an instance that no push reaches.
 KEPT_SECONDS = 1.0
@@ -48,7 +47,7 @@ redis.call('EXPIRE', KEYS[1], ARGV[1])
 local tier = 6
 for i = 6, #ARGV, 3 do if ARGV[i] == session[1] then tier = i end end
 local quota, window = tonumber(ARGV[tier + 1]), tonumber(ARGV[tier + 2])
-local limit = 'limit:' .. ARGV[tier] .. ':{' .. ARGV[4] .. '}'
+local limit = 'limit:profile:{' .. ARGV[4] .. '}'
 local used, left = tonumber(redis.call('GET', limit) or '0'), redis.call('PTTL', limit)
 if left < 0 then used = 0; left = window end
 local value = KEYS[2] and redis.call('GET', KEYS[2])
@@ -60,10 +59,6 @@ if used < quota then
   if used == 0 then redis.call('SET', limit, permits, 'PX', left) else redis.call('INCRBY', limit, permits) end
 end
 return {raw, permits, math.max(0, quota - used - permits), left, value or false, positions}
-"""
-_GIVE_BACK = """
-if tonumber(redis.call('GET', KEYS[1]) or '0') >= tonumber(ARGV[1]) then redis.call('DECRBY', KEYS[1], ARGV[1]) end
-return 1
 """
 
 
@@ -105,16 +100,15 @@ class Admissions:
     Args:
         pipe: runs `ADMIT`.
         near: keeps sessions.
-        link: takes permits back.
+        limiter: takes permits back.
         settings: how long a session lives without use.
     """
 
-    def __init__(self, pipe: Pipe, near: Near, link: RedisLink, settings: SessionSettings) -> None:
+    def __init__(self, pipe: Pipe, near: Near, limiter: RateLimiter, settings: SessionSettings) -> None:
         self._pipe = pipe
         self._near = near
-        self._link = link
+        self._limiter = limiter
         self._idle = settings.idle
-        self._give_back = link.client.register_script(_GIVE_BACK)
         self._leases: OrderedDict[str, _Lease] = OrderedDict()
         self._sweeping: asyncio.Task[None] | None = None
 
@@ -211,9 +205,7 @@ class Admissions:
             # In the last second the window in Redis may be a new one, of which nothing was taken.
             if lease.permits < 1 or lease.ends - now < 1:
                 continue
-            with suppress(RedisDown):  # then they are lost to their caller until the window closes
-                async with self._link.calling("limit"):
-                    await self._give_back(keys=[f"limit:{lease.policy.name}:{{{name}}}"], args=[lease.permits])
+            await self._limiter.give_back(lease.policy, name, lease.permits)
 
 
 def _ceil(seconds: float) -> int:

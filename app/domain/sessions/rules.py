@@ -47,10 +47,17 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class SignedIn:
-    """A fresh session and its token, which exists only here and at the client."""
+    """A fresh session and its token, which exists only here and at the client.
+
+    Attributes:
+        token: the token.
+        session: what we keep of it.
+        ended: the sessions that had to go for it, by the ids under which they are listed.
+    """
 
     token: str
     session: Session
+    ended: tuple[UUID, ...] = ()
 
 
 def new_token(profile_id: UUID) -> tuple[str, str]:

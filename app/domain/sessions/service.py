@@ -3,6 +3,7 @@
 Ended means deleted in both, the copy first: a session that is gone from the copy is never taken back into Redis.
 """
 
+import asyncio
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -23,7 +24,7 @@ from app.domain.sessions.admission import SEEN_EVERY
 from app.domain.sessions.rules import Session, SignedIn, dump, load, name_of, new_token, read_token
 from app.domain.sessions.tables import sessions
 from app.scaling import outbox
-from app.scaling.database import Database
+from app.scaling.database import Database, Writer
 from app.scaling.near import Near
 from app.scaling.positions import Positions
 from app.scaling.redis_link import RedisDown, RedisLink
@@ -57,9 +58,10 @@ class Sessions:
         self._positions = positions
         self._profiles = known
         self._settings = settings
+        self._recovering: dict[str, asyncio.Task[Session | None]] = {}
 
     async def sign_in(self, email: str, password: str, user_agent: str) -> SignedIn:
-        """Begin a session.
+        """Begin a session; where a profile has as many as it may have, the one that was not used for longest ends.
 
         Raises:
             Unauthenticated: `invalid_credentials`, the same and as slow for an unknown address.
@@ -82,11 +84,19 @@ class Sessions:
                     expires_at=session.expires_at,
                 )
             )
+            idle = await writer.all(
+                select(sessions.c.key, sessions.c.id)
+                .where(sessions.c.profile_id == profile.id)
+                .order_by(sessions.c.seen_at.desc(), sessions.c.created_at.desc(), sessions.c.key)
+                .offset(self._settings.most)
+            )
+            await self._strike(writer, profile.id, [row.key for row in idle])
         # From here on this is their work: what it wrote, their next request sees.
         context.current().profile_id = profile.id
         await self._keep(session)
+        await self._forget_now(profile.id, [row.key for row in idle])
         BUSINESS_EVENTS.labels("sign_in", "accepted").inc()
-        return signed_in
+        return replace(signed_in, ended=tuple(row.id for row in idle))
 
     async def find(self, token: str) -> Session | None:
         """Return the session of a token, in one round trip to Redis, and note what its reads must have reached.
@@ -107,7 +117,13 @@ class Sessions:
             raw, positions = None, {}
         self._positions.heed(positions)
         if raw is None:
-            return await self._recover(profile_id, key)
+            # Callers of one session that miss it at once share one look at the copy.
+            looking = self._recovering.get(key)
+            if looking is None:
+                looking = asyncio.create_task(self._recover(profile_id, key))
+                self._recovering[key] = looking
+                looking.add_done_callback(lambda _: self._recovering.pop(key, None))
+            return await asyncio.shield(looking)
         session = load(profile_id, key, raw)
         return await self._seen(session) if session.expires_at > datetime.now(UTC) else None
 
@@ -122,6 +138,8 @@ class Sessions:
                 sessions.c.seen_at > now - timedelta(seconds=self._settings.idle) - SEEN_EVERY,
             )
             .order_by(sessions.c.created_at.desc())
+            # Sign-ins at the same moment may each have left one too many for a while.
+            .limit(self._settings.most)
         )
         return [
             {
@@ -193,16 +211,24 @@ class Sessions:
         async with self._database.writer(profile_id) as writer:
             rows = await writer.all(select(sessions.c.key).where(sessions.c.profile_id == profile_id, which))
             keys = [row.key for row in rows]
-            if not keys:
-                return
-            await writer.run(delete(sessions).where(sessions.c.profile_id == profile_id, which))
-            # If Redis is down now it may come back with the session in it: the message forgets it then.
-            await outbox.append(
-                writer, "session.ended", profile_id=profile_id, subject_id=profile_id, payload={"keys": keys}
-            )
+            await self._strike(writer, profile_id, keys)
+        await self._forget_now(profile_id, keys)
+
+    async def _strike(self, writer: Writer, profile_id: UUID, keys: list[str]) -> None:
+        """Delete sessions from the copy; `_forget_now` must follow once that is committed."""
+        if not keys:
+            return
+        await writer.run(delete(sessions).where(sessions.c.profile_id == profile_id, sessions.c.key.in_(keys)))
+        # If Redis is down now it may come back with the session in it: the message forgets it then.
+        await outbox.append(
+            writer, "session.ended", profile_id=profile_id, subject_id=profile_id, payload={"keys": keys}
+        )
+
+    async def _forget_now(self, profile_id: UUID, keys: list[str]) -> None:
         # Its position is known by now: whoever misses the session from here on asks a replica that knows of its end.
-        with suppress(Unavailable):
-            await self.forget(profile_id, keys)
+        if keys:
+            with suppress(Unavailable):
+                await self.forget(profile_id, keys)
 
     async def _recover(self, profile_id: UUID, key: str) -> Session | None:
         now = datetime.now(UTC)
