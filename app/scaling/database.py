@@ -13,7 +13,6 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Executable, MetaData, Row
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -85,7 +84,7 @@ class Reader:
                 if replica is not None:
                     return await self._send(replica, statement)
                 return await self._ask_primary(statement, failover=bool(lost))
-            except (*dialect.DRIVER_ERRORS, DBAPIError, OSError, TimeoutError) as error:
+            except dialect.ERRORS as error:
                 if not dialect.is_lost(error):
                     raise
                 node = replica or self._shard.reads
@@ -260,7 +259,7 @@ class Database:
                 writer.position = await _position(connection)
         except PoolTimeout as error:
             raise Unavailable("All connections to the database are in use; try again.", code="database_busy") from error
-        except (*dialect.DRIVER_ERRORS, DBAPIError, OSError, TimeoutError) as error:
+        except dialect.ERRORS as error:
             if not dialect.is_lost(error):
                 raise
             raise Unavailable("The database takes no writes right now; try again.", code="database_down") from error
@@ -278,7 +277,7 @@ async def _position(connection: AsyncConnection) -> int:
     try:
         raw = await connection.get_raw_connection()
         return await dialect.commit_position(raw.driver_connection)
-    except (*dialect.DRIVER_ERRORS, DBAPIError, OSError, TimeoutError) as error:
+    except dialect.ERRORS as error:
         if not dialect.is_lost(error):
             raise
         return dialect.NEWEST

@@ -151,9 +151,7 @@ class ReplicaSet:
         while True:
             try:
                 await follow(looked)
-            except (OSError, TimeoutError) as error:
-                lost(type(error).__name__)
-            except dialect.DRIVER_ERRORS as error:
+            except dialect.ERRORS as error:
                 lost(type(error).__name__)
             looked.set()
             # Jittered, so that many instances do not come back to a recovering node in step.
@@ -172,7 +170,7 @@ class ReplicaSet:
                 await asyncio.sleep(self._settings.replica_poll)
                 position = await dialect.primary_state(connection)
         finally:
-            with suppress(*dialect.DRIVER_ERRORS, OSError):
+            with suppress(*dialect.ERRORS):
                 dialect.cut(connection)
 
     async def _follow(self, replica: Replica, url: str, looked: asyncio.Event) -> None:
@@ -188,7 +186,7 @@ class ReplicaSet:
                 looked.set()
                 await asyncio.sleep(self._settings.replica_poll)
         finally:
-            with suppress(*dialect.DRIVER_ERRORS, OSError):
+            with suppress(*dialect.ERRORS):
                 dialect.cut(connection)
 
     def _judge(self, replica: Replica, lag: float, now: float) -> None:

@@ -239,7 +239,7 @@ class Wire:
 
 
 @pytest.mark.sabotage(
-    path="app/scaling/dialect.py",
+    path="app/scaling/dialect/postgresql.py",
     take_out='isolation_level="AUTOCOMMIT" if autocommit else "READ COMMITTED"',
     put='isolation_level="READ COMMITTED"',
 )
@@ -273,9 +273,9 @@ def test_a_reader_cannot_write_and_is_no_writer() -> None:
 
 
 @pytest.mark.sabotage(
-    path="app/scaling/dialect.py",
-    take_out="    return is_lost_driver_error(error)\n\n\ndef",
-    put="    return False\n\n\ndef",
+    path="app/scaling/dialect/__init__.py",
+    take_out="isinstance(told, OSError | TimeoutError) or any(",
+    put="isinstance(told, TimeoutError) or any(",
 )
 async def test_without_its_primary_the_service_reads_refuses_writes_and_comes_back_by_itself(
     quiet: Resources, servers: Servers

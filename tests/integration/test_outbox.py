@@ -235,7 +235,7 @@ async def test_a_key_with_another_body_is_refused_and_spelling_the_same_body_dif
 async def test_a_key_whose_first_call_does_not_end_is_in_flight(
     quiet_settings: Settings, empty: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dialect, "LOCK_TIMEOUT", "100")
+    monkeypatch.setattr(dialect, "LOCK_TIMEOUT", 100)
     impatient = Database(quiet_settings.database)
     wanted = claim(new_id(), uuid4().hex)
     async with empty.writer(wanted.profile_id) as holder:

@@ -95,9 +95,9 @@ class Connection:
 
 
 @pytest.mark.sabotage(
-    path="app/scaling/dialect.py",
-    take_out="asyncpg.InterfaceError, asyncpg.InternalClientError)",
-    put="asyncpg.InterfaceError)",
+    path="app/scaling/dialect/postgresql.py",
+    take_out="    asyncpg.InternalClientError,\n",
+    put="",
 )
 @pytest.mark.parametrize(
     "error",

@@ -1,16 +1,13 @@
-"""What differs between database engines, in one place: positions in the log, lost connections, driver options.
+"""PostgreSQL through asyncpg. A position is the write-ahead log's, the LSN, as a number of bytes.
 
-A position is the engine's log position as one integer that grows with every commit (PostgreSQL: the WAL LSN), so that
-"has this replica replayed that commit" is one comparison.
+What each function promises stands at its namesake in the package.
 """
 
-import asyncio
 from typing import Any
 
 import asyncpg
-from sqlalchemy import Column, ColumnElement, Table, event, type_coerce
-from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
-from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError
+from sqlalchemy import event
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from app.core import wire
@@ -20,26 +17,25 @@ _REPLICA_STATE = """
     SELECT pg_last_wal_replay_lsn() - '0/0'::pg_lsn AS replayed,
            coalesce(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) - '0/0'::pg_lsn AS received
 """
-# Long enough for the transaction in front, which is a few statements long; short enough to answer 409 within the
-# deadline of a request instead of hanging on a lock.
-LOCK_TIMEOUT = "3000"  # milliseconds
-NEWEST = 2**62  # a position that no replica ever reaches
 _PRIMARY_STATE = "SELECT pg_current_wal_flush_lsn() - '0/0'::pg_lsn"
 _PRIMARY_POSITION = "SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn"
 
+# The internal error is what asyncpg makes of a server that hangs up in the middle of the connection's first steps, as
+# one that is starting does.
+DRIVER_ERRORS: tuple[type[Exception], ...] = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
 
-def create_engine(url: str, settings: DatabaseSettings, *, autocommit: bool, name: str) -> AsyncEngine:
-    """Return an engine whose pool is bounded, last-in-first-out and never pings.
 
-    Args:
-        url: `postgresql://…`, as in the settings.
-        settings: pool size and timeouts.
-        autocommit: True for reads: each statement is one round trip, without BEGIN and COMMIT around it.
-        name: shown by the server as the connection's application.
-    """
+def create_engine(
+    url: str, settings: DatabaseSettings, *, autocommit: bool, name: str, lock_timeout: int
+) -> AsyncEngine:
+    """Return an engine of `postgresql://…`."""
     server_settings = {"application_name": f"scaleout {name}"}
     if not autocommit:
-        server_settings["lock_timeout"] = LOCK_TIMEOUT
+        server_settings["lock_timeout"] = str(lock_timeout)
     engine = create_async_engine(
         url.replace("postgresql://", "postgresql+asyncpg://", 1),
         isolation_level="AUTOCOMMIT" if autocommit else "READ COMMITTED",
@@ -108,46 +104,16 @@ async def replica_state(driver_connection: asyncpg.Connection) -> tuple[int, int
     return int(row["replayed"] or 0), int(row["received"] or 0)
 
 
-def insert_ignore(table: Table) -> Insert:
-    """Return an insert that touches no row, and raises nothing, where the key is there already.
-
-    It waits for a transaction that is inserting the same key.
-    """
-    return insert(table).on_conflict_do_nothing()
-
-
-def json_contains(column: Column[Any], value: dict[str, Any]) -> ColumnElement[bool]:
-    """Return the condition that the column's JSON object has all of `value`; an index answers it."""
-    return type_coerce(column, JSONB).contains(value)
-
-
-def is_lock_timeout(error: DBAPIError) -> bool:
-    """Return whether a statement gave up waiting for another transaction's lock."""
-    original: Any = error.orig
-    return isinstance(getattr(original, "__cause__", None), asyncpg.LockNotAvailableError)
-
-
-# What a driver may raise while it talks to a node, besides OSError and TimeoutError. The internal error is what asyncpg
-# makes of a server that hangs up in the middle of the connection's first steps, as one that is starting does.
-DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+def is_lock_timeout(error: BaseException) -> bool:
+    """Return whether asyncpg's error says so."""
+    return isinstance(error, asyncpg.LockNotAvailableError)
 
 
 def is_lost(error: BaseException) -> bool:
-    """Return whether the node is gone, hangs or refuses, rather than that the statement is wrong."""
-    if isinstance(error, DBAPIError):
-        original: Any = error.orig
-        cause = getattr(original, "__cause__", None)
-        return error.connection_invalidated or isinstance(error, InterfaceError) or is_lost_driver_error(cause)
-    return is_lost_driver_error(error)
-
-
-def is_lost_driver_error(error: BaseException | None) -> bool:
-    """Return the same for an error of the driver or of the network, not wrapped by SQLAlchemy."""
+    """Return whether asyncpg's error says so."""
     return isinstance(
         error,
-        OSError
-        | asyncio.TimeoutError
-        | asyncpg.PostgresConnectionError
+        asyncpg.PostgresConnectionError
         | asyncpg.InterfaceError
         | asyncpg.InternalClientError
         | asyncpg.OperatorInterventionError  # shutting down, starting up, or our statement met a restart
