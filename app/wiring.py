@@ -34,6 +34,7 @@ from app.scaling.pipe import Pipe
 from app.scaling.positions import Positions
 from app.scaling.ratelimit import RateLimiter
 from app.scaling.redis_link import RedisLink
+from app.scaling.runs import Runs
 from app.scaling.storage import Storage
 
 
@@ -51,6 +52,7 @@ class Resources:
     limiter: RateLimiter
     storage: Storage
     locks: Locks
+    runs: Runs
     dead_letters: DeadLetters
     events: EventStream
     tokens: Signer
@@ -112,6 +114,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             limiter=limiter,
             storage=storage,
             locks=Locks(redis),
+            runs=Runs(redis),
             dead_letters=DeadLetters(database, cursors),
             events=EventStream(redis),
             tokens=Signer(secret, "consistency token"),

@@ -1,6 +1,7 @@
 """A database and a Redis of one's own on the servers of the cluster, where its relays and workers do not interfere.
 
-Tests that look at single messages need it: in the cluster's own database a relay would be faster than they are.
+Tests that look at single messages need it: in the cluster's own database a relay would be faster than they are. A test
+module takes the fixture with `pytest_plugins = ("apart",)`. (PYTEST_DONT_REWRITE: nothing is asserted about the code.)
 """
 
 import asyncio
@@ -15,6 +16,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import orjson
+import pytest
 from conftest import settings_from
 from redis.asyncio import Redis
 from sqlalchemy import Row, func, select, text, update
@@ -91,8 +93,9 @@ class Apart:
         for queue in QUEUES:
             for raw in await self.broker.lrange(queue, 0, -1):
                 message = orjson.loads(raw)
+                headers = message["headers"]
                 (body,), _, _ = orjson.loads(base64.b64decode(message["body"]))
-                found.append(Delivery.from_json(message["headers"]["task"], body, redelivered=False))
+                found.append(Delivery.from_json(headers["task"], body, copy=headers["id"], redelivered=False))
             await self.broker.delete(queue)
         return found
 
@@ -123,6 +126,20 @@ async def apart_from(cluster: Cluster) -> AsyncIterator[Apart]:
         await broker.aclose()
         await server.execute(f"DROP DATABASE {name} WITH (FORCE)")
         await server.close()
+
+
+@pytest.fixture(scope="module")
+async def apart_opened(cluster: Cluster) -> AsyncIterator[Apart]:
+    """One database for the tests of a module."""
+    async with apart_from(cluster) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def apart(apart_opened: Apart) -> Apart:
+    """The module's database without a message in it."""
+    await apart_opened.clear()
+    return apart_opened
 
 
 def _elsewhere(url: str, path: str) -> str:

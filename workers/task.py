@@ -4,6 +4,7 @@ A task's effects outside (a charge, an object, a mail) come first and are idempo
 order; its effects in the database, the receipt and what it tells others are one transaction, `once`. Delivered twice,
 it is dropped by its receipt; failed, it is deferred or given up:
 
+    another copy of it is under way       deferred until that one has ended
     a dependency is down, full or slow    deferred, as often as it takes
     a ServiceError that no retry mends    dead letter at once
     anything unexpected                   deferred, after `max_tries` such failures of the task a dead letter
@@ -16,7 +17,7 @@ memory of a worker, meets the broker's visibility timeout and is then delivered 
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -30,6 +31,7 @@ from app.scaling import outbox
 from app.scaling.database import Writer
 from app.scaling.outbox import Message
 from app.scaling.redis_link import RedisDown
+from app.scaling.runs import Taken
 from app.wiring import Resources
 
 log = logger(__name__)
@@ -50,7 +52,9 @@ LONGEST_ERROR = 2000  # characters of an error that a dead letter keeps
 
 # One process may be killed by chance, and a second in a bad deploy; that one message meets it five times is no chance.
 MOST_LOST = 5
-LOST_SECONDS = 3600  # for which a run that never ended is remembered
+
+# A task ends itself at its time limit. A child whose loop no longer turns is killed by Celery this much later.
+HARD_MARGIN_SECONDS = 10.0
 
 
 class Outcome(StrEnum):
@@ -73,13 +77,15 @@ class Delivery:
         message: what happened.
         parts: how many receipts settle the message.
         positions: shard -> position that reads must have reached to see what the message tells of.
-        redelivered: whether the broker has delivered it before.
+        copy: what the broker calls this copy; it keeps its name when it is delivered again. Empty on its way there.
+        redelivered: whether the broker has delivered this copy before.
     """
 
     task: str
     message: Message
     parts: int
     positions: dict[int, int]
+    copy: str = ""
     redelivered: bool = False
 
     @property
@@ -92,10 +98,10 @@ class Delivery:
         return {"message": self.message.to_json(), "parts": self.parts, "positions": list(self.positions.items())}
 
     @classmethod
-    def from_json(cls, task: str, value: dict[str, Any], *, redelivered: bool) -> "Delivery":
+    def from_json(cls, task: str, value: dict[str, Any], *, copy: str, redelivered: bool) -> "Delivery":
         """Read a delivery back."""
         message = Message.from_json(value["message"])
-        return cls(task, message, value["parts"], dict(value["positions"]), redelivered)
+        return cls(task, message, value["parts"], dict(value["positions"]), copy, redelivered)
 
 
 Handler = Callable[[Resources, Delivery], Awaitable[None]]
@@ -114,6 +120,11 @@ class Task:
     name: str
     seconds: float
     handler: Handler
+
+    @property
+    def longest(self) -> float:
+        """Seconds after which a run has ended, if need be with its process."""
+        return self.seconds + HARD_MARGIN_SECONDS
 
 
 def task(name: str, *, seconds: float) -> Callable[[Handler], Task]:
@@ -182,18 +193,17 @@ async def _run(task: Task, resources: Resources, delivery: Delivery) -> Outcome:
     Raises:
         Unavailable: if the answer cannot be written down; the message then comes again by itself.
     """
-    # A first delivery pays for none of this: doubled, it meets its receipt in `once`.
-    if not delivery.repeated:
-        return await _handle(task, resources, delivery)
-    if await _is_done(resources, delivery):
-        return Outcome.DROPPED
-    lost = await _begin(resources, delivery)
     try:
-        if lost >= MOST_LOST:
-            return await _bury(resources, delivery, WorkerLost(f"{lost} processes died while they ran it"))
-        return await _handle(task, resources, delivery)
-    finally:
-        await _end(resources, delivery)
+        async with resources.runs.alone(f"{delivery.message.id}:{task.name}", delivery.copy, task.longest) as lost:
+            # A first delivery does not ask: doubled, it meets its receipt in `once`.
+            if delivery.repeated and await _is_done(resources, delivery):
+                return Outcome.DROPPED
+            if lost >= MOST_LOST:
+                return await _bury(resources, delivery, WorkerLost(f"{lost} processes died while they ran it"))
+            return await _handle(task, resources, delivery)
+    except Taken as taken:
+        delay = min(timedelta(seconds=taken.seconds), backoff(delivery.message.tries))
+        return await _defer(resources, delivery, delay)
 
 
 async def _handle(task: Task, resources: Resources, delivery: Delivery) -> Outcome:
@@ -212,7 +222,7 @@ async def _answer(resources: Resources, delivery: Delivery, error: Exception, *,
     """Decide by the kind of error what becomes of the delivery; `hung` says that it met its own time limit."""
     if isinstance(error, WAITS_FOR) and not hung:
         log.warning("task waits for a dependency", task=delivery.task, reason=_describe(error))
-        return await _defer(resources, delivery)
+        return await _defer(resources, delivery, backoff(delivery.message.tries))
     # A fault of ours may pass, a deploy mends it, but not for ever.
     permanent = isinstance(error, ServiceError) and not hung
     failures = delivery.message.failures.get(delivery.task, 0) + 1
@@ -229,31 +239,7 @@ async def _is_done(resources: Resources, delivery: Delivery) -> bool:
     return (delivery.message.id, delivery.task) in await outbox.receipted(reader, [delivery.message])
 
 
-async def _begin(resources: Resources, delivery: Delivery) -> int:
-    """Note that a run begins, and return how many runs before it began and never ended."""
-    try:
-        async with resources.redis.calling("task runs") as client:
-            pipeline = client.pipeline(transaction=False)
-            pipeline.incr(_runs(delivery))
-            pipeline.expire(_runs(delivery), LOST_SECONDS)
-            begun, _ = await pipeline.execute()
-    except RedisDown:
-        return 0
-    return int(begun) - 1
-
-
-async def _end(resources: Resources, delivery: Delivery) -> None:
-    with suppress(RedisDown):
-        async with resources.redis.calling("task runs") as client:
-            await client.delete(_runs(delivery))
-
-
-def _runs(delivery: Delivery) -> str:
-    return f"runs:{delivery.message.id}:{delivery.task}"
-
-
-async def _defer(resources: Resources, delivery: Delivery) -> Outcome:
-    delay = backoff(delivery.message.tries)
+async def _defer(resources: Resources, delivery: Delivery, delay: timedelta) -> Outcome:
     async with resources.database.writer(delivery.message.profile_id) as writer:
         await outbox.defer(writer, delivery.message, delay=delay)
     return Outcome.DEFERRED

@@ -1,12 +1,11 @@
 """A task happens once, its transaction is all or nothing, and each kind of error has its answer."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from apart import Apart, apart_from
+from apart import Apart
 from conftest import settings_from
 from sqlalchemy import func, select
 
@@ -15,22 +14,11 @@ from app.core.ids import new_id
 from app.scaling import outbox
 from app.scaling.outbox import Message, message_from
 from app.wiring import Resources, open_resources
-from deploy.local.cluster import Cluster
 from workers.task import LONGEST_DELAY, MOST_LOST, Delivery, Handler, Outcome, Task, backoff, execute, once
 
+pytest_plugins = ("apart",)
+
 NOWHERE = "postgresql://nobody:nothing@127.0.0.1:1/nothing"  # nothing listens on port 1
-
-
-@pytest.fixture(scope="module")
-async def made(cluster: Cluster) -> AsyncIterator[Apart]:
-    async with apart_from(cluster) as apart:
-        yield apart
-
-
-@pytest.fixture
-async def apart(made: Apart) -> Apart:
-    await made.clear()
-    return made
 
 
 def delivery_of(message: Message, task: Task, *, parts: int = 1) -> Delivery:
@@ -211,15 +199,59 @@ async def test_a_task_that_hangs_is_cut_off_and_does_not_hang_for_ever(apart: Ap
     assert await execute(task, apart.resources, delivery_of(last, task)) is Outcome.DEAD
 
 
+class Slow:
+    """A handler with an effect outside, which takes until the test says so."""
+
+    def __init__(self) -> None:
+        self.effects = 0
+        self.began, self.release = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, resources: Resources, delivery: Delivery) -> None:
+        self.effects += 1
+        self.began.set()
+        await self.release.wait()
+        async with once(resources, delivery):
+            pass
+
+
+@pytest.mark.sabotage("app/scaling/runs.py", "if holder and holder ~= ARGV[1] then", "if false then")
+async def test_of_many_copies_at_once_one_has_its_effect_outside_and_none_counts_as_a_death(apart: Apart) -> None:
+    message = await apart.message("order.placed")
+    slow = Slow()
+    task = counting(handler=slow)
+    copies = [replace(delivery_of(message, task), copy=f"copy-{number}") for number in range(2 * MOST_LOST)]
+    first = asyncio.create_task(execute(task, apart.resources, copies[0]))
+    await slow.began.wait()
+    assert {await execute(task, apart.resources, copy) for copy in copies[1:]} == {Outcome.DEFERRED}
+    assert (await apart.row(message.subject_id)).due_at < datetime.now(UTC) + timedelta(seconds=task.longest)
+    slow.release.set()
+    assert await first is Outcome.DONE
+    assert slow.effects == 1
+    assert await execute(task, apart.resources, replace(copies[1], redelivered=True)) is Outcome.DROPPED
+    assert await apart.dead_letters() == []
+
+
+@pytest.mark.sabotage("app/scaling/runs.py", "if holder and holder ~= ARGV[1] then", "if holder then")
+async def test_a_copy_whose_process_died_takes_over_from_itself_at_once(apart: Apart) -> None:
+    message = await apart.message("order.placed")
+    slow = Slow()
+    task = counting(handler=slow)
+    copy = replace(delivery_of(message, task), copy="copy")
+    died = asyncio.create_task(execute(task, apart.resources, copy))
+    await slow.began.wait()
+    slow.began.clear()
+    again = asyncio.create_task(execute(task, apart.resources, replace(copy, redelivered=True)))
+    await slow.began.wait()
+    slow.release.set()
+    assert {await again, await died} == {Outcome.DONE, Outcome.DROPPED}
+
+
+@pytest.mark.sabotage("workers/task.py", "lost >= MOST_LOST", "False")
 async def test_a_message_that_kills_its_process_again_and_again_is_given_up(apart: Apart) -> None:
     message = await apart.message("order.placed")
-
-    async def die(_resources: Resources, _delivery: Delivery) -> None:
-        raise SystemExit  # the end of the process, as far as the wrapper can see it
-
-    task = Task("orders.test", seconds=5, handler=die)
+    task = failing(ZeroDivisionError("it must not even begin"))
     again = replace(delivery_of(message, task), redelivered=True)
-    await apart.broker.set(f"runs:{message.id}:{task.name}", MOST_LOST)
+    await apart.broker.set(f"deaths:{{{message.id}:{task.name}}}", MOST_LOST)
     assert await execute(task, apart.resources, again) is Outcome.DEAD
     (letter,) = await apart.dead_letters()
     assert letter.error.startswith("WorkerLost")
