@@ -1,16 +1,18 @@
 """Orders whose saga a test drives by hand, one task after the other, on servers where nobody else does.
 
 What is left of an order in the end is looked at everywhere: in our tables, at the payment provider, in the mail sink.
+A test module takes the fixture with `pytest_plugins = ("sagas",)`. (PYTEST_DONT_REWRITE)
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
-from apart import Apart
+import pytest
+from apart import Apart, apart_from
 from sqlalchemy import func, select
 
 from app.core import context
@@ -151,3 +153,17 @@ class Shop:
             messages = (await client.get("/messages")).raise_for_status().json()["items"]
         identities = [message["message_id"].strip("<>").split("@")[0] for message in messages]
         return [kind for kind, _, order_id in (each.partition(".") for each in identities) if order_id == str(order.id)]
+
+
+@pytest.fixture(scope="module")
+async def shop_opened(cluster: Cluster) -> AsyncIterator[Shop]:
+    """One shop for the tests of a module."""
+    async with apart_from(cluster) as apart:
+        yield await Shop(apart, cluster).open()
+
+
+@pytest.fixture
+async def shop(shop_opened: Shop) -> Shop:
+    """The module's shop without a message in it."""
+    await shop_opened.apart.clear()
+    return shop_opened

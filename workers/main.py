@@ -5,10 +5,14 @@ loses nothing: what it had not finished comes again from the outbox.
 """
 
 import logging
+import os
+import signal
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
+from billiard.process import active_children
 from celery import Celery, signals
 from celery.exceptions import SecurityWarning
 from celery.worker import request
@@ -18,14 +22,11 @@ from app.core.telemetry import configure_logging, logger
 from app.scaling.lifecycle import Lifecycle, Phase
 from workers.broker import create_celery
 from workers.runtime import Runtime
-from workers.task import Delivery, Task, execute
+from workers.task import HARD_MARGIN_SECONDS, Delivery, Task, execute
 from workers.tasks import CHORES, TASKS
 from workers.tasks.upkeep import Chore, attend
 
 log = logger(__name__)
-
-# A task ends itself at its time limit. A child whose loop no longer turns is killed by Celery this much later.
-HARD_MARGIN_SECONDS = 10.0
 
 
 class Request(request.Request):  # type: ignore[misc]
@@ -66,8 +67,20 @@ def run_worker(tasks: Iterable[Task] = TASKS) -> None:
         without_heartbeat=True,
     )
     worker.start()
+    _end_children()
     lifecycle.enter(Phase.STOPPED)
     raise SystemExit(worker.exitcode)
+
+
+def _end_children() -> None:
+    """End the children that the pool has forgotten: one that was replaced while the pool was closing never hears of it.
+
+    Nothing is lost with them: the pool has waited for every task. Left alone they would be waited for at exit.
+    """
+    for child in active_children():
+        log.warning("a child outlived its pool", pid=child.pid)
+        with suppress(ProcessLookupError):
+            os.kill(child.pid, signal.SIGKILL)
 
 
 def create_worker(settings: Settings, lifecycle: Lifecycle, tasks: Iterable[Task] = TASKS) -> Celery:
@@ -77,8 +90,7 @@ def create_worker(settings: Settings, lifecycle: Lifecycle, tasks: Iterable[Task
     service = settings.service.model_copy(update={"ready_file": None})
     runtime = Runtime(settings.model_copy(update={"service": service}))
     for task in tasks:
-        limit = task.seconds + HARD_MARGIN_SECONDS
-        celery.task(name=task.name, bind=True, time_limit=limit, Request=Request)(_deliver(runtime, task))
+        celery.task(name=task.name, bind=True, time_limit=task.longest, Request=Request)(_deliver(runtime, task))
     for chore in CHORES:
         limit = chore.seconds + HARD_MARGIN_SECONDS
         celery.task(name=chore.name, time_limit=limit, Request=Request)(_attend(runtime, chore))
@@ -94,7 +106,7 @@ def create_worker(settings: Settings, lifecycle: Lifecycle, tasks: Iterable[Task
 def _deliver(runtime: Runtime, task: Task) -> Callable[[Any, dict[str, Any]], None]:
     def deliver(run: Any, body: dict[str, Any]) -> None:
         redelivered = bool(run.request.delivery_info.get("redelivered"))
-        delivery = Delivery.from_json(task.name, body, redelivered=redelivered)
+        delivery = Delivery.from_json(task.name, body, copy=run.request.id, redelivered=redelivered)
         runtime.run(execute(task, runtime.resources, delivery))
 
     return deliver

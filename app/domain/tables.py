@@ -2,7 +2,7 @@
 
 from app.domain.catalog import tables as _catalog
 from app.domain.orders import tables as _orders
-from app.domain.payments import tables as _payments
+from app.domain.payments import attempts as _payments
 from app.domain.profiles import tables as _profiles
 from app.domain.reports import tables as _reports
 from app.domain.sessions import tables as _sessions

@@ -6,7 +6,7 @@ commit there is, and tells the work at hand the position that later reads must h
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -134,6 +134,16 @@ class Writer:
         # What reads must have reached to see it: nothing until the commit begins, and all there is until its end is
         # known.
         self.position = 0
+        self._then: list[Callable[[], None]] = []
+
+    def then(self, act: Callable[[], None]) -> None:
+        """Call `act` once the transaction has committed, and never if it does not: for counting what has happened."""
+        self._then.append(act)
+
+    def committed(self) -> None:
+        """Do what waits for the commit."""
+        for act in self._then:
+            act()
 
     async def all(self, statement: Executable) -> Sequence[Row[Any]]:
         """Run the statement and return all rows."""
@@ -256,6 +266,7 @@ class Database:
                 async with connection.begin():
                     yield writer
                     writer.position = dialect.NEWEST
+                writer.committed()
                 writer.position = await _position(connection)
         except PoolTimeout as error:
             raise Unavailable("All connections to the database are in use; try again.", code="database_busy") from error

@@ -1,13 +1,12 @@
 """A customer may cancel at any moment, also between a step's effect and its record: everything is given back, once."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
-from apart import apart_from
 from sagas import STOCK, Shop
 from sqlalchemy import update
 
@@ -16,21 +15,10 @@ from app.core.ids import new_id
 from app.domain.orders.rules import CANCELLABLE, Order, Step
 from app.domain.orders.tables import orders
 from app.domain.payments.rules import State
-from deploy.local.cluster import Cluster
+
+pytest_plugins = ("sagas",)
 
 SAGA = 6  # rounds of messages after which nothing is left to do
-
-
-@pytest.fixture(scope="module")
-async def made(cluster: Cluster) -> AsyncIterator[Shop]:
-    async with apart_from(cluster) as apart:
-        yield await Shop(apart, cluster).open()
-
-
-@pytest.fixture
-async def shop(made: Shop) -> Shop:
-    await made.apart.clear()
-    return made
 
 
 async def cancel(shop: Shop, order: Order) -> dict[str, Any]:

@@ -296,3 +296,16 @@ async def test_without_its_primary_the_service_reads_refuses_writes_and_comes_ba
 
     assert await add(quiet.database)
     assert await quiet.database.reader().first(looking_for(identifier))
+
+
+@pytest.mark.sabotage("app/scaling/database.py", "        self._then.append(act)", "        act()")
+async def test_what_waits_for_the_commit_does_not_happen_without_it(quiet: Resources) -> None:
+    counted: list[str] = []
+    with suppress(ZeroDivisionError):
+        async with quiet.database.writer() as writer:
+            writer.then(lambda: counted.append("rolled back"))
+            raise ZeroDivisionError
+    async with quiet.database.writer() as writer:
+        writer.then(lambda: counted.append("committed"))
+        assert counted == []
+    assert counted == ["committed"]

@@ -2,11 +2,9 @@
 
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from apart import apart_from
 from sagas import Shop
 from sqlalchemy import update
 
@@ -14,21 +12,10 @@ from app.core.errors import Conflict, NotFound
 from app.core.ids import new_id
 from app.domain.orders.rules import Order, Step
 from app.scaling.outbox import dead_letters, outbox, receipts
-from deploy.local.cluster import Cluster
 from workers.task import Outcome
 from workers.tasks.upkeep import attend, purge
 
-
-@pytest.fixture(scope="module")
-async def made(cluster: Cluster) -> AsyncIterator[Shop]:
-    async with apart_from(cluster) as apart:
-        yield await Shop(apart, cluster).open()
-
-
-@pytest.fixture
-async def shop(made: Shop) -> Shop:
-    await made.apart.clear()
-    return made
+pytest_plugins = ("sagas",)
 
 
 async def given_up(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Order:

@@ -7,31 +7,24 @@ from typing import Any
 
 import httpx
 import pytest
-from apart import apart_from
 from sagas import Shop
 from sqlalchemy import text, update
 
 from app.core.telemetry import PAYMENT_DIFFERENCES
 from app.domain.orders.rules import Order, Step
+from app.domain.payments.attempts import payment_attempts
 from app.domain.payments.reconciliation import Comparison, reconcile
 from app.domain.payments.rules import State
-from app.domain.payments.tables import payment_attempts
-from deploy.local.cluster import Cluster
 from workers.task import Outcome
 
-
-@pytest.fixture(scope="module")
-async def made(cluster: Cluster) -> AsyncIterator[Shop]:
-    async with apart_from(cluster) as apart:
-        yield await Shop(apart, cluster).open()
+pytest_plugins = ("sagas",)
 
 
 @pytest.fixture
-async def shop(made: Shop) -> Shop:
-    await made.apart.clear()
-    async with made.apart.resources.database.writer() as writer:
+async def shop(shop: Shop) -> Shop:
+    async with shop.apart.resources.database.writer() as writer:
         await writer.run(text("TRUNCATE payment_attempts"))
-    return made
+    return shop
 
 
 @asynccontextmanager

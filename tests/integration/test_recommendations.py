@@ -1,11 +1,9 @@
 """Recommendations come from the best source that has any, and from some source whatever is down."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from apart import apart_from
 from conftest import settings_from
 from sagas import Shop
 from sqlalchemy import text
@@ -16,23 +14,17 @@ from app.core.telemetry import RECOMMENDATIONS
 from app.domain.catalog.rules import NewProduct
 from app.domain.orders.rules import Order
 from app.wiring import Resources, open_resources
-from deploy.local.cluster import Cluster
+
+pytest_plugins = ("sagas",)
 
 NOWHERE = {"DATABASE_URL": "postgresql://nobody:nothing@127.0.0.1:1/nothing", "REDIS_URL": "redis://127.0.0.1:1/0"}
 
 
-@pytest.fixture(scope="module")
-async def made(cluster: Cluster) -> AsyncIterator[Shop]:
-    async with apart_from(cluster) as apart:
-        yield await Shop(apart, cluster).open()
-
-
 @pytest.fixture
-async def shop(made: Shop) -> Shop:
-    await made.apart.clear()
-    async with made.apart.resources.database.writer() as writer:
+async def shop(shop: Shop) -> Shop:
+    async with shop.apart.resources.database.writer() as writer:
         await writer.run(text("TRUNCATE products, stock, sales, bought_together CASCADE"))
-    return made
+    return shop
 
 
 async def shown(resources: Resources, product_id: UUID) -> tuple[str, list[UUID]]:

@@ -12,31 +12,20 @@ from pathlib import Path
 
 import orjson
 import pytest
-from apart import Apart, apart_from
+from apart import Apart
 from conftest import settings_from, until
 
 from app.core import context
 from app.scaling import outbox
 from app.scaling.events import STREAM
 from app.wiring import open_resources
-from deploy.local.cluster import Cluster
 from workers.broker import QUEUES, BrokerDown
 from workers.relay import ROUTES, Relay
 from workers.tasks import TASKS
 
+pytest_plugins = ("apart",)
+
 NOBODY = "redis://127.0.0.1:1/0"  # nothing listens on port 1
-
-
-@pytest.fixture(scope="module")
-async def made(cluster: Cluster) -> AsyncIterator[Apart]:
-    async with apart_from(cluster) as apart:
-        yield apart
-
-
-@pytest.fixture
-async def apart(made: Apart) -> Apart:
-    await made.clear()
-    return made
 
 
 @pytest.fixture

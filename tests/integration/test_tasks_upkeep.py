@@ -3,11 +3,10 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from apart import Apart, apart_from
+from apart import Apart
 from conftest import settings_from
 from sqlalchemy import func, insert, select, update
 
@@ -15,25 +14,14 @@ from app.core.ids import new_id
 from app.scaling import locks, outbox
 from app.scaling.idempotency import idempotency_keys
 from app.wiring import Resources, open_resources
-from deploy.local.cluster import Cluster
 from workers.schedule import SCHEDULE
 from workers.task import Outcome
 from workers.tasks import CHORES
 from workers.tasks.upkeep import Chore, attend, purge
 
+pytest_plugins = ("apart",)
+
 NOBODY = "redis://127.0.0.1:1/0"  # nothing listens on port 1
-
-
-@pytest.fixture(scope="module")
-async def made(cluster: Cluster) -> AsyncIterator[Apart]:
-    async with apart_from(cluster) as apart:
-        yield apart
-
-
-@pytest.fixture
-async def apart(made: Apart) -> Apart:
-    await made.clear()
-    return made
 
 
 def test_every_chore_is_scheduled_and_ends_before_its_next_time() -> None:
@@ -63,6 +51,26 @@ async def test_the_purge_takes_what_is_old_and_leaves_the_rest(apart: Apart) -> 
         receipts = {row.message_id for row in await writer.all(select(outbox.receipts.c.message_id))}
     assert left == {young.id, waiting.id}
     assert receipts == {old.id, young.id}, "a receipt outlives every copy of its message"
+
+
+@pytest.mark.sabotage(
+    "workers/tasks/upkeep.py",
+    """        _not_done(receipts.c.profile_id, receipts.c.message_id)
+        | _open_letter(""",
+    """        _open_letter(""",
+)
+async def test_the_receipts_of_a_message_that_is_not_done_are_kept_however_long(apart: Apart) -> None:
+    waiting, done = [await apart.message("order.confirmed") for _ in range(2)]
+    long_ago = datetime.now(UTC) - timedelta(days=400)
+    async with apart.resources.database.writer() as writer:
+        for message in (waiting, done):
+            await outbox.receive(writer, message, "orders.test")
+        await outbox.finish(writer, [done])
+        await writer.run(update(outbox.receipts).values(done_at=long_ago))
+    assert await attend(purge, apart.resources) is Outcome.DONE
+    async with apart.resources.database.writer() as writer:
+        left = {row.message_id for row in await writer.all(select(outbox.receipts.c.message_id))}
+    assert left == {waiting.id}
 
 
 async def test_the_purge_goes_through_more_than_one_batch(apart: Apart) -> None:

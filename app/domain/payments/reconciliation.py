@@ -13,10 +13,9 @@ from typing import Any
 from sqlalchemy import Row, select, tuple_
 
 from app.core.telemetry import PAYMENT_DIFFERENCES, logger
-from app.domain.payments.attempts import attempt_from
+from app.domain.payments.attempts import attempt_from, payment_attempts
 from app.domain.payments.rules import Attempt, difference
 from app.domain.payments.service import Payments
-from app.domain.payments.tables import payment_attempts
 from app.scaling.database import Database, Reader
 
 log = logger(__name__)
