@@ -63,7 +63,6 @@ class Board:
 
     def __init__(self, resources: Resources) -> None:
         self.resources = resources
-        self._checks = _checks(resources)
         self._look: asyncio.Task[list[DependencyView]] | None = None
         self._looked_at = 0.0
 
@@ -83,7 +82,7 @@ class Board:
         return _any_database(await self.dependencies())
 
     async def _look_at_all(self) -> list[DependencyView]:
-        return list(await asyncio.gather(*(_look_at(name, check) for name, check in self._checks.items())))
+        return list(await asyncio.gather(*(_look_at(name, check) for name, check in _checks(self.resources).items())))
 
 
 async def _board(request: Request) -> Board:
@@ -150,8 +149,8 @@ def _any_database(found: list[DependencyView]) -> bool:
 def _checks(resources: Resources) -> dict[str, Callable[[], Awaitable[None]]]:
     checks: dict[str, Callable[[], Awaitable[None]]] = {}
     for shard in resources.database.shards:
-        for node in (shard.reads, *shard.replicas.replicas):
-            checks[f"{_DATABASE}{shard.number}/{node.name}"] = _ask_node(node.engine)
+        for node in shard.replicas.nodes:
+            checks[f"{_DATABASE}{shard.number}/{shard.replicas.name_of(node)}"] = _ask_node(node.engine)
 
     async def redis() -> None:
         async with resources.redis.calling("health") as client:

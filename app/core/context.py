@@ -11,10 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from time import perf_counter
+from time import perf_counter, time
 from uuid import UUID
 
 SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
+
+# A position that no log ever reaches: only a primary shows all there is.
+NEWEST = 2**62
 
 
 @dataclass(slots=True)
@@ -53,9 +56,14 @@ class Work:
             return default
         return max(0.0, self.deadline - asyncio.get_running_loop().time())
 
+    def position(self, shard: int) -> int:
+        """Return up to where reads of this work on `shard` must see the log, 0 for anywhere."""
+        position = self.positions.get(shard, 0)
+        return 0 if _has_run_out(position) else position
+
     def reached(self, shard: int, position: int) -> None:
         """Note that reads of this work on `shard` must see the log up to `position`."""
-        if position > self.positions.get(shard, 0):
+        if position > self.position(shard) and not _has_run_out(position):
             self.positions[shard] = position
 
     @contextmanager
@@ -86,6 +94,18 @@ def working(work: Work) -> Iterator[Work]:
         yield work
     finally:
         _current.reset(token)
+
+
+def unknown_position(seconds: float) -> int:
+    """Return what stands for the position of a commit that could not be learnt: the newest there is, for `seconds`.
+
+    The moment at which it runs out is part of it, so that it does not bind for ever whoever passes it on.
+    """
+    return NEWEST + int((time() + seconds) * 1000)
+
+
+def _has_run_out(position: int) -> bool:
+    return position >= NEWEST and position - NEWEST <= time() * 1000
 
 
 def new_request_id() -> str:

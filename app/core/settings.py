@@ -120,8 +120,10 @@ class DatabaseSettings(_Group):
     cores: int = Field(default=2, ge=1, le=512)
     spindles: int = Field(default=1, ge=0, le=64)
     pool_size: int | None = Field(default=None, ge=1, le=200)
-    pool_timeout: float = Field(default=1.0, gt=0, le=30)
+    # Together under a second, so that a write is refused within one if the primary hangs.
+    pool_timeout: float = Field(default=0.8, gt=0, le=30)
     connect_timeout: float = Field(default=0.8, gt=0, le=30)
+    watch_timeout: float = Field(default=0.6, gt=0, le=30)
     command_timeout: float = Field(default=5.0, gt=0, le=60)
     replica_poll: float = Field(default=0.2, gt=0, le=10)
     replica_max_lag: float = Field(default=10.0, gt=0, le=300)

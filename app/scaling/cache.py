@@ -19,8 +19,8 @@ from typing import Any
 from redis.commands.core import AsyncScript
 
 from app.core import context
+from app.core.context import NEWEST
 from app.core.telemetry import CACHE_LOADS, CACHE_READS
-from app.scaling.dialect import NEWEST
 from app.scaling.near import CHANNEL, Near
 from app.scaling.redis_link import RedisDown, RedisLink
 

@@ -7,21 +7,23 @@ commit there is, and tells the work at hand the position that later reads must h
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from time import monotonic
+from typing import Any, NoReturn
 from uuid import UUID
 
 from sqlalchemy import Executable, MetaData, Row
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.core import context
-from app.core.errors import Unavailable
+from app.core.context import NEWEST, unknown_position
+from app.core.errors import TimedOut, Unavailable
 from app.core.settings import DatabaseSettings
 from app.core.telemetry import DATABASE_FALLBACKS, DATABASE_STATEMENTS
 from app.scaling import dialect
-from app.scaling.positions import Positions
+from app.scaling.positions import MARK_SECONDS, Positions
 from app.scaling.replicas import Node, ReplicaSet
 from app.scaling.sharding import ShardMap
 
@@ -45,11 +47,9 @@ CATALOG_SHARD = 0  # holds what belongs to no profile: directory, products, ware
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A primary with its replicas. `reads` is the primary as a node for reads, `writes` its pool of transactions."""
+    """A primary with its replicas, and how many reads the primary takes at a time."""
 
     number: int
-    writes: AsyncEngine
-    reads: Node
     replicas: ReplicaSet
     primary_reads: asyncio.Semaphore
 
@@ -74,41 +74,52 @@ class Reader:
         return rows[0] if rows else None
 
     async def _run(self, statement: Executable) -> Sequence[Row[Any]]:
+        nodes = self._shard.replicas
         lost: list[Node] = []
         while True:
             work = context.current()
             newest = self._newest or self._shard.number in work.unsettled
-            position = dialect.NEWEST if newest else work.positions.get(self._shard.number, 0)
-            replica = self._shard.replicas.choose(position, besides=lost) if len(lost) < REPLICA_TRIES else None
+            position = NEWEST if newest else work.position(self._shard.number)
+            replica = nodes.choose(position, besides=lost) if len(lost) < REPLICA_TRIES else None
+            node = replica or nodes.primary
+            since = monotonic()
             try:
                 if replica is not None:
                     return await self._send(replica, statement)
                 return await self._ask_primary(statement, failover=bool(lost))
             except dialect.ERRORS as error:
-                if not dialect.is_lost(error):
+                trouble = dialect.trouble(error)
+                if trouble is None:
                     raise
-                node = replica or self._shard.reads
-                self._shard.replicas.failed(node)
+                if trouble is dialect.Trouble.SLOW and node.answered_at > since:
+                    raise _too_slow() from error
+                if trouble is not dialect.Trouble.BUSY:
+                    nodes.failed(node)
                 # The primary twice: its first connection may be one that a restart has cut.
-                if len(lost) == REPLICA_TRIES or node in lost:
+                hopeless = node is nodes.primary and not nodes.takes_writes
+                if hopeless or len(lost) == REPLICA_TRIES or node in lost:
                     raise Unavailable("The database cannot answer now; try again.", code="database_down") from error
                 lost.append(node)
 
     async def _ask_primary(self, statement: Executable, *, failover: bool) -> Sequence[Row[Any]]:
-        able = any(replica.healthy for replica in self._shard.replicas.replicas)
+        nodes = self._shard.replicas
+        able = any(replica.healthy for replica in nodes.replicas)
         reason = "failover" if failover else "position" if able else "no_replica"
         DATABASE_FALLBACKS.labels(str(self._shard.number), reason).inc()
+        if nodes.primary.answers and not nodes.primary.claims:
+            raise Unavailable("The database has no primary right now; try again.", code="database_down")
         # The cap keeps an outage of the replicas from turning into one of the primary.
         if self._shard.primary_reads.locked():
             raise Unavailable("Too many reads wait for the primary; try again.", code="read_capacity")
         async with self._shard.primary_reads:
-            return await self._send(self._shard.reads, statement)
+            return await self._send(nodes.primary, statement)
 
     async def _send(self, node: Node, statement: Executable) -> Sequence[Row[Any]]:
+        name = self._shard.replicas.name_of(node)
         node.in_flight += 1
         outcome = "error"
         try:
-            with context.current().timed("db", node.name):
+            with context.current().timed("db", name):
                 async with node.engine.connect() as connection:
                     driver_connection = (await connection.get_raw_connection()).driver_connection
                     node.in_use.add(driver_connection)
@@ -118,10 +129,10 @@ class Reader:
                         node.in_use.discard(driver_connection)
             outcome = "ok"
         except PoolTimeout as error:
-            raise Unavailable("All connections to the database are in use; try again.", code="database_busy") from error
+            raise _all_in_use() from error
         finally:
             node.in_flight -= 1
-            DATABASE_STATEMENTS.labels(str(self._shard.number), node.name, outcome).inc()
+            DATABASE_STATEMENTS.labels(str(self._shard.number), name, outcome).inc()
         return rows
 
 
@@ -180,15 +191,11 @@ class Database:
 
     def __init__(self, settings: DatabaseSettings, positions: Positions | None = None) -> None:
         self._positions = positions
+        self._settings = settings
         self.map = ShardMap(tuple((shard.first, shard.last) for shard in settings.shards))
         self.shards = tuple(
             Shard(
                 number=number,
-                writes=dialect.create_engine(address.primary, settings, autocommit=False, name="writer"),
-                reads=Node(
-                    name="primary",
-                    engine=dialect.create_engine(address.primary, settings, autocommit=True, name="reader"),
-                ),
                 replicas=ReplicaSet(number, address, settings),
                 primary_reads=asyncio.Semaphore(settings.primary_read_cap),
             )
@@ -196,7 +203,7 @@ class Database:
         )
 
     async def start(self) -> None:
-        """Watch the replicas; a node that is down is no reason not to start."""
+        """Watch the servers; one that is down is no reason not to start."""
         for shard in self.shards:
             await shard.replicas.start()
 
@@ -204,8 +211,6 @@ class Database:
         """Close every pool."""
         for shard in self.shards:
             await shard.replicas.stop()
-            await shard.reads.engine.dispose()
-            await shard.writes.dispose()
 
     def reader(self, profile_id: UUID | None = None, *, newest: bool = False) -> Reader:
         """Return a reader of the profile's shard, or of the catalog without one.
@@ -225,7 +230,9 @@ class Database:
         the profile sees what was written, on every instance; without a profile that holds for the caller's reads.
 
         Raises:
-            Unavailable: if the primary cannot be reached, or is lost before the commit is known.
+            Unavailable: if the primary cannot be reached, is lost before the commit is known, or has others to serve
+                first.
+            TimedOut: if a statement took too long.
         """
         shard = self._shard(profile_id)
         reading = profile_id or context.current().profile_id
@@ -251,6 +258,10 @@ class Database:
         async with self._transaction(self.shards[shard]) as writer:
             yield writer
 
+    def takes_writes(self, profile_id: UUID | None = None) -> bool:
+        """Say whether a write would find its primary, as far as its watcher knows; for writes that can wait."""
+        return self._shard(profile_id).replicas.takes_writes
+
     def shard_number(self, profile_id: UUID | None = None) -> int:
         """Return the number of the profile's shard, or of the catalog's without one."""
         return CATALOG_SHARD if profile_id is None else self.map.shard_of(profile_id)
@@ -260,35 +271,73 @@ class Database:
 
     @asynccontextmanager
     async def _transaction(self, shard: Shard) -> AsyncIterator[Writer]:
-        try:
-            async with shard.writes.connect() as connection:
+        node, since = shard.replicas.primary, monotonic()
+        async with AsyncExitStack() as stack:
+            try:
+                connection = await self._connect(node, stack)
                 writer = Writer(connection, shard.number)
                 async with connection.begin():
                     yield writer
-                    writer.position = dialect.NEWEST
+                    writer.position = NEWEST
                 writer.committed()
-                writer.position = await _position(connection)
-        except PoolTimeout as error:
-            raise Unavailable("All connections to the database are in use; try again.", code="database_busy") from error
-        except dialect.ERRORS as error:
-            if not dialect.is_lost(error):
-                raise
-            raise Unavailable("The database takes no writes right now; try again.", code="database_down") from error
+                writer.position = await self._position(connection)
+            except dialect.ERRORS as error:
+                _refuse(error, alive=node.answered_at > since)
         work = context.current()
         work.reached(shard.number, writer.position)
         work.wrote.add(shard.number)
 
+    async def _connect(self, node: Node, stack: AsyncExitStack) -> AsyncConnection:
+        """Take a connection for a transaction until `stack` ends; waiting for one and opening it count together."""
+        try:
+            async with asyncio.timeout(self._settings.pool_timeout):
+                connection = await stack.enter_async_context(node.writes.connect())
+        except (PoolTimeout, TimeoutError) as error:
+            if node.answers:
+                raise _all_in_use() from error
+            raise ConnectionError("the primary does not answer") from error
+        driver_connection = (await connection.get_raw_connection()).driver_connection
+        node.in_use.add(driver_connection)
+        stack.callback(node.in_use.discard, driver_connection)
+        return connection
 
-async def _position(connection: AsyncConnection) -> int:
-    """Return the position of what has just been committed.
+    async def _position(self, connection: AsyncConnection) -> int:
+        """Return the position of what has just been committed.
 
-    A primary that is lost at this very moment has committed: that is success, and later reads of the work ask for the
-    newest position there can be, which only a primary has.
+        A primary that is lost at this very moment has committed: that is success, and later reads of the work ask for
+        the newest position there can be, which only a primary has, until no replica that answers can lack the commit.
+        """
+        try:
+            raw = await connection.get_raw_connection()
+            return await dialect.commit_position(raw.driver_connection)
+        except dialect.ERRORS as error:
+            if dialect.trouble(error) is None:
+                raise
+            return unknown_position(MARK_SECONDS + self._settings.replica_max_lag)
+
+
+def _refuse(error: Exception, *, alive: bool) -> NoReturn:
+    """Turn what befell a transaction into an error for the caller, or raise it again if its statement is wrong.
+
+    Args:
+        error: what was raised.
+        alive: whether the primary has answered its watcher since the transaction began.
     """
-    try:
-        raw = await connection.get_raw_connection()
-        return await dialect.commit_position(raw.driver_connection)
-    except dialect.ERRORS as error:
-        if not dialect.is_lost(error):
-            raise
-        return dialect.NEWEST
+    match dialect.trouble(error):
+        case None:
+            raise error
+        case dialect.Trouble.BUSY:
+            message = "Somebody else changes the same thing right now; try again."
+            raise Unavailable(message, code="database_busy") from error
+        case dialect.Trouble.SLOW if alive:
+            raise _too_slow() from error
+        case _:
+            raise Unavailable("The database takes no writes right now; try again.", code="database_down") from error
+
+
+def _all_in_use() -> Unavailable:
+    return Unavailable("All connections to the database are in use; try again.", code="database_busy")
+
+
+def _too_slow() -> TimedOut:
+    return TimedOut("The database took too long; look before you repeat a change.", code="database_timeout")

@@ -27,7 +27,7 @@ from sqlalchemy.exc import DBAPIError
 from app.core import wire
 from app.core.errors import Conflict, Invalid
 from app.scaling.database import Writer, metadata
-from app.scaling.dialect import insert_ignore, is_lock_timeout
+from app.scaling.dialect import Trouble, insert_ignore, trouble
 
 idempotency_keys = Table(
     "idempotency_keys",
@@ -84,7 +84,7 @@ class Claim:
                 )
             )
         except DBAPIError as error:
-            if not is_lock_timeout(error):
+            if trouble(error) is not Trouble.BUSY:
                 raise
             raise Conflict(
                 "A request with this Idempotency-Key is still under way; try again with the same key.",

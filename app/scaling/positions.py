@@ -15,8 +15,8 @@ from typing import Any
 from uuid import UUID
 
 from app.core import context
+from app.core.context import NEWEST
 from app.core.settings import DatabaseSettings
-from app.scaling.dialect import NEWEST
 from app.scaling.redis_link import RedisDown, RedisLink
 
 # A position matters until every healthy replica has passed it; a replica that lags by more than the largest allowed

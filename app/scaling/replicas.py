@@ -1,16 +1,16 @@
-"""Which node answers a read: the replicas of a shard, what is known of each, and the choice among them.
+"""The servers of one shard: which one is the primary, what is known of the others, and which one answers a read.
 
-Background tasks ask the primary several times a second where its log is, and every replica how far it has replayed, on
-connections of their own, so that no request pays for a ping. A replica that fails, hangs or lags takes no reads, and
-those that hang on it are sent elsewhere; it comes back by itself, the later the more often it has failed.
+Background tasks ask every server several times a second what it is and how far its log is, on connections of their own,
+so that no request pays for a ping. A server that hangs is cut off from those that wait for it. A replica that fails,
+hangs or lags takes no reads; it comes back by itself, the later the more often it has failed. A replica that was
+promoted is the primary from the moment it says so.
 """
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -33,33 +33,36 @@ HORIZONS = 2
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """A server that answers reads.
+    """A server of the shard, with what was last seen of it.
 
     Attributes:
-        name: as `Server-Timing` shows it.
-        engine: its pool.
-        in_flight: statements that wait for a connection to it or for its answer.
-        in_use: the driver's connections on which a statement waits for its answer.
-    """
-
-    name: str
-    engine: AsyncEngine
-    in_flight: int = 0
-    in_use: set[Any] = field(default_factory=set)
-
-
-@dataclass(slots=True, eq=False)
-class Replica(Node):
-    """A replica with what was last seen of it.
-
-    Attributes:
-        position: how far it has replayed, as it last said; after a crash it may be less than before.
+        name: as `Server-Timing` shows it while the server is a replica.
+        url: where it is.
+        engine: its pool for reads.
+        writes: its pool for transactions, used while it is the primary.
+        in_flight: reads that wait for a connection to it or for its answer.
+        in_use: the driver's connections on which somebody waits for its answer.
+        claims: whether it says that it is a primary; what a lost one said last stands.
+        history: number of the history that its log follows, 0 if that is not known.
+        answers: whether it answered its watcher the last time.
+        answered_at: moment (`time.monotonic`) of its last answer to its watcher.
+        position: how far it has replayed, as it last said while a replica; after a crash it may be less than before.
         lag: seconds behind the primary.
-        healthy: whether it takes reads.
+        healthy: whether it takes reads as a replica.
         failures: reads that it has failed, one after the other, since it was last all right.
         out_until: moment (`time.monotonic`) before which it does not come back.
     """
 
+    name: str
+    url: str = field(repr=False)
+    engine: AsyncEngine
+    writes: AsyncEngine
+    in_flight: int = 0
+    in_use: set[Any] = field(default_factory=set)
+    claims: bool = False
+    history: int = 0
+    answers: bool = False
+    answered_at: float = 0.0
     position: int = 0
     lag: float = 0.0
     healthy: bool = False
@@ -67,32 +70,45 @@ class Replica(Node):
     out_until: float = 0.0
 
 
-Follow = Callable[[asyncio.Event], Awaitable[None]]
-
-
 class ReplicaSet:
-    """The replicas of one shard, watched.
+    """The primary and the replicas of one shard, watched.
 
     Args:
         shard: the shard's number, for logs and metrics.
-        address: the URLs of its primary and replicas.
+        address: the URLs of the servers; the first is taken for the primary until one of them says that it is.
         settings: how often to ask and how much lag is too much.
     """
 
     def __init__(self, shard: int, address: ShardAddress, settings: DatabaseSettings) -> None:
         self._shard = str(shard)
         self._settings = settings
-        self._address = address
         self._timeline = Timeline(HORIZONS * settings.replica_max_lag)
-        self.replicas = tuple(
-            Replica(name=name, engine=dialect.create_engine(url, settings, autocommit=True, name=name))
-            for number, url in enumerate(address.replicas, start=1)
-            for name in (f"replica-{number}",)
+        self.nodes = tuple(
+            Node(
+                name=f"replica-{number}",
+                url=url,
+                engine=dialect.create_engine(url, settings, autocommit=True, name="reader"),
+                writes=dialect.create_engine(url, settings, autocommit=False, name="writer"),
+            )
+            for number, url in enumerate((address.primary, *address.replicas))
         )
+        self.primary = self.nodes[0]
+        self.replicas = self.nodes[1:]
+        # Up to here the log of the primary is also the log of the primaries before it.
+        self._shared = 0
         self._watchers: list[asyncio.Task[None]] = []
-        self._primary_seen = True
+        self._unseen = set(self.nodes)
 
-    def choose(self, position: int, *, besides: Collection[Node] = ()) -> Replica | None:
+    @property
+    def takes_writes(self) -> bool:
+        """Whether the primary has answered its watcher the last time, and as a primary."""
+        return self.primary.answers and self.primary.claims
+
+    def name_of(self, node: Node) -> str:
+        """Return the name of a node as `Server-Timing` shows it: of the primary, its part."""
+        return "primary" if node is self.primary else node.name
+
+    def choose(self, position: int, *, besides: Collection[Node] = ()) -> Node | None:
         """Return a healthy replica that has replayed `position`: the less busy of two picked at random.
 
         Args:
@@ -110,7 +126,7 @@ class ReplicaSet:
 
     def failed(self, node: Node) -> None:
         """Take no more reads to `node` for a while, the longer the more often it has failed, then try it again."""
-        if not isinstance(node, Replica) or not node.healthy:
+        if node is self.primary or not node.healthy:
             return
         now = monotonic()
         if now - node.out_until > LONGEST_OUT:
@@ -122,94 +138,127 @@ class ReplicaSet:
         self._mark(node, healthy=False, reason="a read failed")
 
     async def start(self) -> None:
-        """Look at each node once, then keep watching in the background. Without replicas there is nothing to watch."""
-        if not self.replicas:
-            return
-        first_looks = [self._begin("primary", self._follow_primary, self._primary_lost)]
-        first_looks += [
-            self._begin(replica.name, partial(self._follow, replica, url), partial(self._lost, replica))
-            for replica, url in zip(self.replicas, self._address.replicas, strict=True)
-        ]
-        await asyncio.gather(*(looked.wait() for looked in first_looks))
+        """Look at each node once, then keep watching in the background."""
+        looked_at = [asyncio.Event() for _ in self.nodes]
+        for node, looked in zip(self.nodes, looked_at, strict=True):
+            watching = asyncio.create_task(self._watch(node, looked), name=f"watch {node.name} of shard {self._shard}")
+            self._watchers.append(watching)
+        await asyncio.gather(*(looked.wait() for looked in looked_at))
 
     async def stop(self) -> None:
         """End the watching and close the pools."""
         for watcher in self._watchers:
             watcher.cancel()
         await asyncio.gather(*self._watchers, return_exceptions=True)
-        for replica in self.replicas:
-            await replica.engine.dispose()
+        for node in self.nodes:
+            await node.engine.dispose()
+            await node.writes.dispose()
 
-    def _begin(self, name: str, follow: Follow, lost: Callable[[str], None]) -> asyncio.Event:
-        """Watch a node from now on; the event says that it has been looked at once."""
-        looked = asyncio.Event()
-        watcher = self._watch(follow, lost, looked)
-        self._watchers.append(asyncio.create_task(watcher, name=f"watch {name} of shard {self._shard}"))
-        return looked
-
-    async def _watch(self, follow: Follow, lost: Callable[[str], None], looked: asyncio.Event) -> None:
+    async def _watch(self, node: Node, looked: asyncio.Event) -> None:
         while True:
             try:
-                await follow(looked)
+                await self._follow(node, looked)
             except dialect.ERRORS as error:
-                lost(type(error).__name__)
+                self._lost(node, error)
             looked.set()
             # Jittered, so that many instances do not come back to a recovering node in step.
             await asyncio.sleep(self._settings.replica_poll * random.uniform(1, 3))
 
-    async def _follow_primary(self, looked: asyncio.Event) -> None:
-        connection = await dialect.connect(self._address.primary, self._settings, name="watcher")
-        try:
-            position = await dialect.primary_state(connection)
-            if position < self._timeline.latest:
-                self._timeline.restart(position, monotonic())
-            self._primary_seen = True
-            while True:
-                self._timeline.note(position, monotonic())
-                looked.set()
-                await asyncio.sleep(self._settings.replica_poll)
-                position = await dialect.primary_state(connection)
-        finally:
-            with suppress(*dialect.ERRORS):
-                dialect.cut(connection)
-
-    async def _follow(self, replica: Replica, url: str, looked: asyncio.Event) -> None:
-        connection = await dialect.connect(url, self._settings, name="watcher")
+    async def _follow(self, node: Node, looked: asyncio.Event) -> None:
+        connection = await dialect.connect(node.url, self._settings, self._settings.watch_timeout, name="watcher")
         try:
             while True:
-                replayed, received = await dialect.replica_state(connection)
-                now = monotonic()
-                # While the primary cannot be asked, what one replica has received is what the others should have.
-                self._timeline.note(received, now)
-                replica.position = replayed
-                self._judge(replica, self._timeline.behind(replayed, now), now)
+                self._learn(node, await dialect.state(connection), monotonic())
                 looked.set()
                 await asyncio.sleep(self._settings.replica_poll)
         finally:
             with suppress(*dialect.ERRORS):
                 dialect.cut(connection)
 
-    def _judge(self, replica: Replica, lag: float, now: float) -> None:
-        replica.lag = lag
+    def _learn(self, node: Node, state: dialect.State, now: float) -> None:
+        returned = not node.answers
+        node.claims, node.answers, node.answered_at = state.is_primary, True, now
+        # A server never goes back to an older history; it only forgets which it follows while nobody sends it the log.
+        node.history = max(node.history, state.history) if state.history else 0
+        if not state.is_primary:
+            node.position = state.position
+        self._unseen.discard(node)
+        self._elect(now)
+        if node is self.primary:
+            if returned:
+                log.info("primary is seen", shard=self._shard, node=node.name, takes_writes=node.claims)
+            if returned and node.claims and state.position < self._timeline.latest:
+                self._timeline.restart(state.position, now)
+            elif node.claims:
+                self._timeline.note(state.position, now)
+        elif state.is_primary:
+            self._mark(node, healthy=False, reason="is a primary of an older history")
+        else:
+            self._judge(node, state.received, now)
+
+    def _elect(self, now: float) -> None:
+        """Find out which node is the primary. Of several the newest history is right: the others were given up."""
+        if self._unseen:
+            return
+        claiming = [node for node in self.nodes if node.claims]
+        best = max(claiming, key=lambda n: (n.history, n.answers, n is self.primary), default=self.primary)
+        if best is self.primary:
+            return
+        log.warning("primary changes", shard=self._shard, before=self.primary.name, now=best.name)
+        # Whoever waits for the one before waits in vain: nothing that it still says counts.
+        self._cut(self.primary)
+        best.healthy = False
+        with suppress(KeyError):  # it may never have been one
+            REPLICA_HEALTHY.remove(self._shard, best.name)
+            REPLICA_LAG.remove(self._shard, best.name)
+        self.primary = best
+        self.replicas = tuple(node for node in self.nodes if node is not best)
+        self._shared = best.position
+        self._timeline.restart(best.position, now)
+
+    def _follows(self, replica: Node) -> bool:
+        """Say whether the log that a replica shows is the primary's, as far as it has replayed it.
+
+        One that stayed with a primary of before may have replayed what the present one never had; positions of the two
+        logs must not be compared past where they parted.
+        """
+        if not replica.history or not self.primary.history or replica.history >= self.primary.history:
+            return True
+        return replica.position <= self._shared
+
+    def _judge(self, replica: Node, received: int, now: float) -> None:
+        follows = self._follows(replica)
+        # While the primary cannot be asked, what one replica has received is what the others should have.
+        if follows:
+            self._timeline.note(received, now)
+        replica.lag = lag = self._timeline.behind(replica.position, now)
         REPLICA_LAG.labels(self._shard, replica.name).set(lag)
-        if lag > self._settings.replica_max_lag:
+        if not follows:
+            self._mark(replica, healthy=False, reason="follows a primary of before")
+        elif lag > self._settings.replica_max_lag:
             self._mark(replica, healthy=False, reason=f"{lag:.1f} s behind")
         elif now >= replica.out_until:
             self._mark(replica, healthy=True, reason="answers")
 
-    def _lost(self, replica: Replica, reason: str) -> None:
-        self._mark(replica, healthy=False, reason=reason)
-        # A server that hangs tells nobody. Cut off, the reads that wait for it are sent to another node at once instead
-        # of after their own timeout, which has to be longer than the slowest honest answer.
-        for driver_connection in tuple(replica.in_use):
+    def _lost(self, node: Node, error: Exception) -> None:
+        reason = type(error).__name__
+        if node is not self.primary:
+            self._mark(node, healthy=False, reason=reason)
+        elif node.answers:
+            log.warning("primary is not seen", shard=self._shard, node=node.name, reason=reason)
+        node.answers = False
+        self._unseen.discard(node)
+        self._elect(monotonic())
+        # A server that hangs tells nobody. Cut off, those who wait for it are sent to another node, or told that there
+        # is none, instead of after their own timeout, which has to be longer than the slowest honest answer.
+        if isinstance(error, TimeoutError):
+            self._cut(node)
+
+    def _cut(self, node: Node) -> None:
+        for driver_connection in tuple(node.in_use):
             dialect.cut(driver_connection)
 
-    def _primary_lost(self, reason: str) -> None:
-        if self._primary_seen:
-            log.warning("primary is not seen", shard=self._shard, reason=reason)
-        self._primary_seen = False
-
-    def _mark(self, replica: Replica, *, healthy: bool, reason: str) -> None:
+    def _mark(self, replica: Node, *, healthy: bool, reason: str) -> None:
         if replica.healthy != healthy:
             log.info("replica joins" if healthy else "replica leaves", node=replica.name, reason=reason)
         replica.healthy = healthy

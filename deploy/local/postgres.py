@@ -77,6 +77,8 @@ SELECT 'CREATE ROLE replicator' WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rol
 ALTER ROLE scaleout LOGIN NOSUPERUSER NOCREATEROLE NOCREATEDB PASSWORD '{owner}';
 ALTER ROLE replicator LOGIN REPLICATION PASSWORD '{replication}';
 ALTER ROLE scaleout SET statement_timeout = '10s';
+-- Which history a replica follows is for its eyes; nothing in it is anybody's data.
+GRANT pg_read_all_stats TO scaleout;
 ALTER ROLE scaleout SET idle_in_transaction_session_timeout = '15s';
 SELECT 'CREATE DATABASE scaleout OWNER scaleout'
 WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = 'scaleout') \\gexec

@@ -9,9 +9,9 @@ from conftest import until
 from quiet import Servers, stranger
 
 from app.core import context
+from app.core.context import NEWEST
 from app.core.telemetry import CACHE_READS
 from app.scaling.cache import ABSENT, NEGATIVE_TTL, PROFILE, Cache, Entry
-from app.scaling.dialect import NEWEST
 from app.wiring import Resources
 
 pytest_plugins = ("quiet",)

@@ -230,7 +230,9 @@ async def test_a_key_with_another_body_is_refused_and_spelling_the_same_body_dif
 
 
 @pytest.mark.sabotage(
-    path="app/scaling/idempotency.py", take_out="            if not is_lock_timeout(error):", put="            if True:"
+    path="app/scaling/idempotency.py",
+    take_out="            if trouble(error) is not Trouble.BUSY:",
+    put="            if True:",
 )
 async def test_a_key_whose_first_call_does_not_end_is_in_flight(
     quiet_settings: Settings, empty: Database, monkeypatch: pytest.MonkeyPatch

@@ -13,7 +13,7 @@ from sqlalchemy import insert, select, text
 from app.core import context
 from app.domain.reports.tables import bought_together as rows
 from app.scaling.database import Database
-from app.scaling.replicas import Replica
+from app.scaling.replicas import Node
 from app.wiring import Resources
 
 pytest_plugins = ("quiet",)
@@ -44,7 +44,7 @@ async def strangers_are_answered_by(database: Database, reads: int = 40) -> set[
     return found
 
 
-def replicas_of(database: Database) -> tuple[Replica, ...]:
+def replicas_of(database: Database) -> tuple[Node, ...]:
     return database.shards[0].replicas.replicas
 
 
@@ -59,7 +59,7 @@ async def strict(quiet: Resources) -> AsyncIterator[Database]:
 
 @pytest.mark.sabotage(
     path="app/scaling/database.py",
-    take_out="replica = self._shard.replicas.choose(position, besides=lost)",
+    take_out="replica = nodes.choose(position, besides=lost)",
     put="replica = None",
 )
 async def test_reads_go_to_the_replicas_and_spread_over_them(quiet: Resources) -> None:
@@ -68,7 +68,7 @@ async def test_reads_go_to_the_replicas_and_spread_over_them(quiet: Resources) -
 
 @pytest.mark.sabotage(
     path="app/scaling/database.py",
-    take_out="else work.positions.get(self._shard.number, 0)",
+    take_out="else work.position(self._shard.number)",
     put="else 0",
 )
 async def test_a_paused_replica_never_hides_my_own_write(quiet: Resources, servers: Servers) -> None:
@@ -117,7 +117,7 @@ async def test_a_replica_that_lags_too_much_takes_no_reads_until_it_has_caught_u
 
 
 @pytest.mark.sabotage(
-    path="app/scaling/database.py", take_out="if len(lost) == REPLICA_TRIES or node in lost:", put="if node:"
+    path="app/scaling/database.py", take_out="or len(lost) == REPLICA_TRIES or node in lost:", put="or node:"
 )
 async def test_a_read_whose_node_dies_is_answered_by_another_and_the_node_comes_back_by_itself(
     quiet: Resources, servers: Servers
@@ -143,7 +143,7 @@ async def test_a_read_whose_node_dies_is_answered_by_another_and_the_node_comes_
 
 
 @pytest.mark.sabotage(
-    path="app/scaling/database.py", take_out="if len(lost) == REPLICA_TRIES or node in lost:", put="if lost:"
+    path="app/scaling/database.py", take_out="or len(lost) == REPLICA_TRIES or node in lost:", put="or lost:"
 )
 async def test_a_read_that_loses_both_replicas_at_once_is_answered_by_the_primary(
     quiet: Resources, servers: Servers, monkeypatch: pytest.MonkeyPatch
@@ -199,8 +199,8 @@ async def test_reads_under_way_on_a_replica_that_is_stopped_all_get_their_answer
 
 @pytest.mark.sabotage(
     path="app/scaling/replicas.py",
-    take_out="                self._timeline.note(position, monotonic())\n",
-    put="",
+    take_out="                self._timeline.note(state.position, now)\n",
+    put="                pass\n",
 )
 async def test_replicas_that_are_cut_off_from_their_primary_are_late_although_they_believe_themselves_up_to_date(
     strict: Database, servers: Servers

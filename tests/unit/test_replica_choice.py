@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from app.core.settings import DatabaseSettings, ShardAddress
 from app.scaling import dialect
 from app.scaling import replicas as room
-from app.scaling.replicas import Node, ReplicaSet
+from app.scaling.replicas import ReplicaSet
 
 states = st.lists(
     st.tuples(st.booleans(), st.integers(0, 100), st.integers(0, 5)), min_size=0, max_size=5
@@ -80,7 +80,7 @@ def test_a_replica_that_failed_a_read_takes_no_more_until_its_watcher_sees_it() 
     made = replica_set([(True, 1, 0), (True, 1, 0)])
     made.failed(made.replicas[0])
     assert {made.choose(0).name for _ in range(50)} == {"replica-2"}
-    made.failed(Node("primary", made.replicas[0].engine))
+    made.failed(made.primary)
     assert {made.choose(0).name for _ in range(50)} == {"replica-2"}
 
 
@@ -96,8 +96,8 @@ class Connection:
 
 @pytest.mark.sabotage(
     path="app/scaling/dialect/postgresql.py",
-    take_out="    asyncpg.InternalClientError,\n",
-    put="",
+    take_out="    asyncpg.InternalClientError,\n)",
+    put=")",
 )
 @pytest.mark.parametrize(
     "error",
@@ -122,12 +122,12 @@ async def test_a_watcher_outlives_whatever_a_starting_replica_does(
             raise answer
         return answer
 
-    async def state(_: Any) -> tuple[int, int]:
+    async def state(_: Any) -> dialect.State:
         joined.set()
-        return 7, 7
+        return dialect.State(is_primary=False, position=7, received=7, history=1)
 
     monkeypatch.setattr(dialect, "connect", connect)
-    monkeypatch.setattr(dialect, "replica_state", state)
+    monkeypatch.setattr(dialect, "state", state)
     await made.start()
     assert not made.replicas[0].healthy
     seen_down.set()
@@ -153,7 +153,7 @@ def test_a_replica_that_keeps_failing_reads_although_it_answers_is_tried_less_an
         failed_at = clock
         while not broken.healthy:
             clock += 0.1
-            made._judge(broken, lag=0.0, now=clock)
+            made._judge(broken, 0, clock)
         waits.append(clock - failed_at)
     assert all(
         longest / 2 <= wait <= longest + 0.2 for wait, longest in zip(waits, (1, 2, 4, 8, 16, 30, 30, 30), strict=True)

@@ -181,7 +181,7 @@ class Sessions:
     async def _seen(self, session: Session) -> Session | None:
         """Tell the copy that the session is in use; what cannot be told now is told by a later request."""
         now = datetime.now(UTC)
-        if now - session.seen_at < SEEN_EVERY:
+        if now - session.seen_at < SEEN_EVERY or not self._database.takes_writes(session.profile_id):
             return session
         try:
             async with self._database.writer(session.profile_id) as writer:

@@ -8,33 +8,33 @@ same functions, `Engine`. A position is the engine's log position as one integer
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from sqlalchemy.exc import DBAPIError, InterfaceError
+from sqlalchemy import ExceptionContext, event
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.core.settings import DatabaseSettings
 from app.scaling.dialect import postgresql
+from app.scaling.dialect.answers import State, Trouble
 from app.scaling.dialect.statements import insert_ignore, json_contains
 
 __all__ = [
     "ERRORS",
     "LOCK_TIMEOUT",
-    "NEWEST",
+    "State",
+    "Trouble",
     "commit_position",
     "connect",
     "create_engine",
     "cut",
     "insert_ignore",
-    "is_lock_timeout",
-    "is_lost",
     "json_contains",
-    "primary_state",
-    "replica_state",
+    "state",
+    "trouble",
 ]
 
 # Long enough for the transaction in front, which is a few statements long; short enough to answer 409 within the
 # deadline of a request instead of hanging on a lock.
 LOCK_TIMEOUT = 3000  # milliseconds
-NEWEST = 2**62  # a position that no replica ever reaches
 
 
 class Engine(Protocol):
@@ -47,7 +47,7 @@ class Engine(Protocol):
     ) -> AsyncEngine:
         """See `create_engine` below."""
 
-    async def connect(self, url: str, settings: DatabaseSettings, *, name: str) -> Any:
+    async def connect(self, url: str, settings: DatabaseSettings, patience: float, *, name: str) -> Any:
         """See `connect` below."""
 
     def cut(self, driver_connection: Any) -> None:
@@ -56,21 +56,15 @@ class Engine(Protocol):
     async def commit_position(self, driver_connection: Any) -> int:
         """See `commit_position` below."""
 
-    async def primary_state(self, driver_connection: Any) -> int:
-        """See `primary_state` below."""
+    async def state(self, driver_connection: Any) -> State:
+        """See `state` below."""
 
-    async def replica_state(self, driver_connection: Any) -> tuple[int, int]:
-        """See `replica_state` below."""
-
-    def is_lock_timeout(self, error: BaseException) -> bool:
-        """Return whether the driver's error says that a lock was waited for in vain."""
-
-    def is_lost(self, error: BaseException) -> bool:
-        """Return whether the driver's error says that the node is gone, hangs or refuses."""
+    def trouble(self, error: BaseException) -> Trouble | None:
+        """Return what the driver's error says, or None if it is none of the driver's or the statement is wrong."""
 
 
 _ENGINES: dict[str, Engine] = {"postgresql": postgresql}
-# What talking to a node may raise, through SQLAlchemy or not; `is_lost` tells which of it is the node's end.
+# What talking to a node may raise, through SQLAlchemy or not; `trouble` tells what of it is no mistake of ours.
 ERRORS: tuple[type[Exception], ...] = (
     *(error for engine in _ENGINES.values() for error in engine.DRIVER_ERRORS),
     DBAPIError,
@@ -88,12 +82,24 @@ def create_engine(url: str, settings: DatabaseSettings, *, autocommit: bool, nam
         autocommit: True for reads: each statement is one round trip, without BEGIN and COMMIT around it.
         name: shown by the server as the connection's application.
     """
-    return _at(url).create_engine(url, settings, autocommit=autocommit, name=name, lock_timeout=LOCK_TIMEOUT)
+    engine = _at(url).create_engine(url, settings, autocommit=autocommit, name=name, lock_timeout=LOCK_TIMEOUT)
+    event.listen(engine.sync_engine, "handle_error", _drop_demoted)
+    return engine
 
 
-async def connect(url: str, settings: DatabaseSettings, *, name: str) -> Any:
-    """Open one connection of the driver outside of any pool, for whoever watches a node."""
-    return await _at(url).connect(url, settings, name=name)
+def _drop_demoted(failure: ExceptionContext) -> None:
+    """Have the pool replace its connections to a server that is no primary any more: its name may lead to another."""
+    if Trouble.READ_ONLY in map(_trouble, _told(failure.original_exception)):
+        failure.is_disconnect = True
+
+
+async def connect(url: str, settings: DatabaseSettings, patience: float, *, name: str) -> Any:
+    """Open one connection of the driver outside of any pool, whose statements take `patience` seconds at most.
+
+    Raises:
+        TimeoutError: if the server does not answer in time; a statement raises the same.
+    """
+    return await _at(url).connect(url, settings, patience, name=name)
 
 
 def cut(driver_connection: Any) -> None:
@@ -106,29 +112,28 @@ async def commit_position(driver_connection: Any) -> int:
     return await _behind(driver_connection).commit_position(driver_connection)
 
 
-async def primary_state(driver_connection: Any) -> int:
-    """Return up to which position a primary's log is safe and can be sent; one of ERRORS from a replica."""
-    return await _behind(driver_connection).primary_state(driver_connection)
+async def state(driver_connection: Any) -> State:
+    """Ask a server what it is and how far it is."""
+    return await _behind(driver_connection).state(driver_connection)
 
 
-async def replica_state(driver_connection: Any) -> tuple[int, int]:
-    """Return up to which position a replica has replayed, and up to which it has received."""
-    return await _behind(driver_connection).replica_state(driver_connection)
+def trouble(error: BaseException) -> Trouble | None:
+    """Return what befell a statement, or None if the statement itself is wrong.
+
+    Args:
+        error: one of ERRORS.
+    """
+    found = next((found for found in map(_trouble, _told(error)) if found is not None), None)
+    lost = isinstance(error, DBAPIError) and error.connection_invalidated
+    return Trouble.LOST if found is None and lost else found
 
 
-def is_lock_timeout(error: DBAPIError) -> bool:
-    """Return whether a statement gave up waiting for another transaction's lock."""
-    return any(engine.is_lock_timeout(told) for told in _told(error) for engine in _ENGINES.values())
-
-
-def is_lost(error: BaseException) -> bool:
-    """Return whether the node is gone, hangs or refuses, rather than that the statement is wrong."""
-    if isinstance(error, DBAPIError) and (error.connection_invalidated or isinstance(error, InterfaceError)):
-        return True
-    return any(
-        isinstance(told, OSError | TimeoutError) or any(engine.is_lost(told) for engine in _ENGINES.values())
-        for told in _told(error)
-    )
+def _trouble(told: BaseException) -> Trouble | None:
+    if isinstance(told, TimeoutError):
+        return Trouble.SLOW
+    if isinstance(told, OSError):
+        return Trouble.LOST
+    return next((found for engine in _ENGINES.values() if (found := engine.trouble(told)) is not None), None)
 
 
 def _told(error: BaseException) -> Iterator[BaseException]:

@@ -12,12 +12,21 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from app.core import wire
 from app.core.settings import DatabaseSettings
+from app.scaling.dialect.answers import State, Trouble
 
-_REPLICA_STATE = """
-    SELECT pg_last_wal_replay_lsn() - '0/0'::pg_lsn AS replayed,
-           coalesce(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) - '0/0'::pg_lsn AS received
+# Where a server may not read its receiver's state (that takes `pg_read_all_stats`) it cannot say which history it
+# follows; without a receiver it says the last that it is sure of.
+_STATE = """
+    SELECT NOT pg_is_in_recovery() AS is_primary,
+           CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END
+               - '0/0'::pg_lsn AS position,
+           pg_last_wal_receive_lsn() - '0/0'::pg_lsn AS received,
+           CASE WHEN pg_is_in_recovery() THEN (
+               SELECT CASE WHEN receiver.pid IS NULL THEN control.min_recovery_end_timeline
+                           ELSE coalesce(receiver.received_tli, 0) END
+               FROM pg_control_recovery() AS control LEFT JOIN pg_stat_wal_receiver AS receiver ON true
+           ) ELSE ('x' || left(pg_walfile_name(pg_current_wal_flush_lsn()), 8))::bit(32)::int END AS history
 """
-_PRIMARY_STATE = "SELECT pg_current_wal_flush_lsn() - '0/0'::pg_lsn"
 _PRIMARY_POSITION = "SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn"
 
 # The internal error is what asyncpg makes of a server that hangs up in the middle of the connection's first steps, as
@@ -33,11 +42,18 @@ def create_engine(
     url: str, settings: DatabaseSettings, *, autocommit: bool, name: str, lock_timeout: int
 ) -> AsyncEngine:
     """Return an engine of `postgresql://…`."""
-    server_settings = {"application_name": f"scaleout {name}"}
-    if not autocommit:
-        server_settings["lock_timeout"] = str(lock_timeout)
+    server_settings = {} if autocommit else {"lock_timeout": str(lock_timeout)}
+
+    async def open_connection() -> asyncpg.Connection:
+        try:
+            return await connect(url, settings, settings.command_timeout, name=name, **server_settings)
+        except TimeoutError as error:
+            # Nobody answered the door. A statement that takes too long is another matter.
+            raise ConnectionError("the server did not accept the connection in time") from error
+
     engine = create_async_engine(
-        url.replace("postgresql://", "postgresql+asyncpg://", 1),
+        "postgresql+asyncpg://",
+        async_creator=open_connection,
         isolation_level="AUTOCOMMIT" if autocommit else "READ COMMITTED",
         hide_parameters=True,  # an error goes to the log; what was bound may be personal
         pool_size=settings.connections,
@@ -47,11 +63,6 @@ def create_engine(
         pool_pre_ping=False,
         json_serializer=lambda value: wire.encode(value).decode(),
         json_deserializer=wire.decode,
-        connect_args={
-            "timeout": settings.connect_timeout,
-            "command_timeout": settings.command_timeout,
-            "server_settings": server_settings,
-        },
     )
     event.listen(engine.sync_engine, "checkout", _replace_cut)
     return engine
@@ -66,13 +77,15 @@ def _replace_cut(connection: Any, _record: Any, _proxy: Any) -> None:
         raise DisconnectionError("the server has hung up")
 
 
-async def connect(url: str, settings: DatabaseSettings, *, name: str) -> asyncpg.Connection:
-    """Open one connection outside of any pool, for whoever watches a node."""
+async def connect(
+    url: str, settings: DatabaseSettings, patience: float, *, name: str, **server_settings: str
+) -> asyncpg.Connection:
+    """Open one connection."""
     return await asyncpg.connect(
         url,
         timeout=settings.connect_timeout,
-        command_timeout=settings.connect_timeout,
-        server_settings={"application_name": f"scaleout {name}"},
+        command_timeout=patience,
+        server_settings={"application_name": f"scaleout {name}"} | server_settings,
     )
 
 
@@ -86,36 +99,36 @@ async def commit_position(driver_connection: asyncpg.Connection) -> int:
     return int(await driver_connection.fetchval(_PRIMARY_POSITION))
 
 
-async def primary_state(driver_connection: asyncpg.Connection) -> int:
-    """Return up to which position a primary's log is safe and can be sent.
-
-    It is not what `commit_position` says: that one may lie behind the header of a page whose first record is still to
-    come, and no replica reaches it until then.
-
-    Raises:
-        asyncpg.ObjectNotInPrerequisiteStateError: if the server is a replica.
-    """
-    return int(await driver_connection.fetchval(_PRIMARY_STATE))
+async def state(driver_connection: asyncpg.Connection) -> State:
+    """Ask a server what it is and how far it is."""
+    row = await driver_connection.fetchrow(_STATE)
+    position = int(row["position"] or 0)
+    received = position if row["received"] is None else int(row["received"])
+    return State(row["is_primary"], position, received, row["history"])
 
 
-async def replica_state(driver_connection: asyncpg.Connection) -> tuple[int, int]:
-    """Return up to which position a replica has replayed, and up to which it has received."""
-    row = await driver_connection.fetchrow(_REPLICA_STATE)
-    return int(row["replayed"] or 0), int(row["received"] or 0)
+_TROUBLES = (
+    (Trouble.READ_ONLY, (asyncpg.ReadOnlySQLTransactionError,)),
+    (Trouble.SLOW, (asyncpg.QueryCanceledError,)),
+    (Trouble.BUSY, (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError, asyncpg.SerializationError)),
+    (
+        Trouble.LOST,
+        (
+            asyncpg.PostgresConnectionError,
+            asyncpg.InterfaceError,
+            asyncpg.InternalClientError,
+            asyncpg.OperatorInterventionError,  # shutting down, starting up, or our statement met a restart
+            asyncpg.IdleInTransactionSessionTimeoutError,
+            asyncpg.TooManyConnectionsError,
+            asyncpg.DiskFullError,
+        ),
+    ),
+)
 
 
-def is_lock_timeout(error: BaseException) -> bool:
-    """Return whether asyncpg's error says so."""
-    return isinstance(error, asyncpg.LockNotAvailableError)
-
-
-def is_lost(error: BaseException) -> bool:
-    """Return whether asyncpg's error says so."""
-    return isinstance(
-        error,
-        asyncpg.PostgresConnectionError
-        | asyncpg.InterfaceError
-        | asyncpg.InternalClientError
-        | asyncpg.OperatorInterventionError  # shutting down, starting up, or our statement met a restart
-        | asyncpg.TooManyConnectionsError,
-    )
+def trouble(error: BaseException) -> Trouble | None:
+    """Return what befell a statement."""
+    # Of asyncpg's own errors those are ours that say that a value or an option is wrong.
+    if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
+        return None
+    return next((found for found, kinds in _TROUBLES if isinstance(error, kinds)), None)

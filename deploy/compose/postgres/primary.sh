@@ -7,6 +7,8 @@ PGOPTIONS='-c log_min_error_statement=panic' psql -XqAt -v ON_ERROR_STOP=1 -d po
 CREATE ROLE scaleout LOGIN NOSUPERUSER NOCREATEROLE NOCREATEDB PASSWORD '$owner';
 CREATE ROLE replicator LOGIN REPLICATION PASSWORD '$replication';
 ALTER ROLE scaleout SET statement_timeout = '10s';
+-- Which history a replica follows is for its eyes; nothing in it is anybody's data.
+GRANT pg_read_all_stats TO scaleout;
 ALTER ROLE scaleout SET idle_in_transaction_session_timeout = '15s';
 CREATE DATABASE scaleout OWNER scaleout;
 REVOKE CONNECT ON DATABASE postgres FROM PUBLIC;

@@ -1,0 +1,189 @@
+"""What befalls a statement is told apart: a lost node, a slow query, a lock, a primary that is none any more."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from time import monotonic
+from uuid import uuid4
+
+import pytest
+from conftest import until
+from quiet import REPLICAS, Servers, stranger
+from sqlalchemy import insert, select, text, update
+from sqlalchemy.exc import DBAPIError
+
+from app.core import context
+from app.core.errors import TimedOut, Unavailable
+from app.domain.profiles.rules import NewProfile
+from app.domain.reports.tables import bought_together as rows
+from app.domain.sessions import service as sessions
+from app.scaling.database import Database
+from app.wiring import Resources
+
+pytest_plugins = ("quiet",)
+
+PASSWORD = "a long enough pass phrase"
+
+
+@pytest.fixture
+async def hasty(quiet: Resources) -> AsyncIterator[Database]:
+    """An instance whose statements have little time."""
+    database = Database(quiet.settings.database.model_copy(update={"command_timeout": 0.3}))
+    await database.start()
+    yield database
+    await database.stop()
+
+
+def healthy(database: Database) -> list[bool]:
+    return [replica.healthy for replica in database.shards[0].replicas.replicas]
+
+
+@pytest.mark.sabotage(
+    path="app/scaling/database.py",
+    take_out="if trouble is dialect.Trouble.SLOW and node.answered_at > since:",
+    put="if False:",
+)
+async def test_a_slow_query_times_out_and_costs_no_replica_its_reads(hasty: Database) -> None:
+    with pytest.raises(TimedOut) as refusal:
+        await hasty.reader().first(text("SELECT pg_sleep(5)"))
+    assert refusal.value.code == "database_timeout"
+    assert healthy(hasty) == [True, True]
+
+
+async def test_a_slow_statement_of_a_write_times_out(hasty: Database) -> None:
+    with pytest.raises(TimedOut):
+        async with hasty.writer() as writer:
+            await writer.first(text("SELECT pg_sleep(5)"))
+
+
+@pytest.mark.sabotage(
+    path="app/scaling/dialect/postgresql.py",
+    take_out="if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):",
+    put="if False:",
+)
+async def test_a_value_that_the_driver_refuses_is_our_mistake_and_costs_no_replica_its_reads(quiet: Resources) -> None:
+    with pytest.raises(DBAPIError, match="invalid input"):
+        await quiet.database.reader().first(text("SELECT CAST(:n AS integer)").bindparams(n="no number"))
+    assert healthy(quiet.database) == [True, True]
+
+
+@pytest.mark.sabotage(
+    path="app/scaling/dialect/__init__.py",
+    take_out="        failure.is_disconnect = True",
+    put="        failure.is_disconnect = False",
+)
+async def test_a_primary_that_is_none_any_more_is_an_outage_and_its_connections_are_replaced(quiet: Resources) -> None:
+    # What a pooled connection to a demoted primary does, while the name behind it leads to another one already.
+    async with quiet.database.writer() as writer:
+        await writer.run(text("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"))
+    identifier = uuid4()
+
+    async def write() -> None:
+        async with quiet.database.writer() as writer:
+            await writer.run(insert(rows).values(product_id=identifier, other_id=identifier, orders=1))
+
+    with pytest.raises(Unavailable) as refusal:
+        await write()
+    assert (refusal.value.code, refusal.value.retry_after) == ("database_down", 1)
+    await write()
+
+
+@pytest.mark.sabotage(
+    path="app/scaling/dialect/postgresql.py", take_out="(asyncpg.LockNotAvailableError, asyncpg", put="(asyncpg"
+)
+async def test_who_waits_too_long_for_somebody_elses_change_is_told_to_come_again(quiet: Resources) -> None:
+    identifier = uuid4()
+    async with quiet.database.writer() as writer:
+        await writer.run(insert(rows).values(product_id=identifier, other_id=identifier, orders=1))
+    change = update(rows).where(rows.c.product_id == identifier).values(orders=2)
+    async with quiet.database.writer() as holder:
+        await holder.run(change)
+        with pytest.raises(Unavailable) as refusal:  # noqa: PT012  # which of the two is refused is not the point
+            async with quiet.database.writer() as waiting:
+                await waiting.run(text("SET LOCAL lock_timeout = '20ms'"))
+                await waiting.run(change)
+    assert (refusal.value.code, refusal.value.retry_after) == ("database_busy", 1)
+
+
+async def test_a_deadlock_costs_one_of_the_two_a_try(quiet: Resources) -> None:
+    first, second = uuid4(), uuid4()
+    async with quiet.database.writer() as writer:
+        for identifier in (first, second):
+            await writer.run(insert(rows).values(product_id=identifier, other_id=identifier, orders=1))
+    both_hold = asyncio.Barrier(2)
+
+    async def change(*identifiers: object) -> None:
+        async with quiet.database.writer() as writer:
+            await writer.run(text("SET LOCAL deadlock_timeout = '10ms'"))
+            for number, identifier in enumerate(identifiers):
+                if number:
+                    await both_hold.wait()
+                await writer.run(update(rows).where(rows.c.product_id == identifier).values(orders=rows.c.orders + 1))
+
+    outcomes = await asyncio.gather(change(first, second), change(second, first), return_exceptions=True)
+    (refusal,) = [outcome for outcome in outcomes if outcome is not None]
+    assert isinstance(refusal, Unavailable)
+    assert refusal.code == "database_busy"
+
+
+@pytest.mark.sabotage(
+    path="app/scaling/replicas.py",
+    take_out="        if isinstance(error, TimeoutError):\n",
+    put="        if node is not self.primary:\n",
+)
+async def test_while_the_primary_hangs_writes_are_refused_within_a_second_and_reads_go_on(
+    quiet: Resources, servers: Servers
+) -> None:
+    read = select(rows.c.orders).limit(1)
+    began, frozen = asyncio.Event(), asyncio.Event()
+
+    async def write(*, under_way: bool) -> float:
+        """Try to write, and return for how many seconds that took."""
+        since = monotonic()
+        with context.working(stranger()), pytest.raises(Unavailable) as refusal:  # noqa: PT012  # wherever it fails
+            async with quiet.database.writer() as writer:
+                if under_way:
+                    await writer.first(read)
+                    began.set()
+                    await frozen.wait()
+                    since = monotonic()
+                await writer.first(read)
+        assert refusal.value.code in {"database_down", "database_busy"}
+        return monotonic() - since
+
+    before = asyncio.create_task(write(under_way=True))
+    await began.wait()
+    async with servers.frozen("primary"):
+        frozen.set()
+        # More at once than the pool has connections: whoever waits for one is refused in time, too.
+        taken = await asyncio.gather(before, *(write(under_way=False) for _ in range(10)))
+        # 0.8 s on a machine that does nothing else; a statement's own timeout is 5 s.
+        assert max(taken) < quiet.settings.database.command_timeout / 2
+        assert max([await write(under_way=False) for _ in range(3)]) < quiet.settings.database.command_timeout / 2
+        for _ in range(20):
+            with context.working(stranger()) as work:
+                await quiet.database.reader().first(read)
+                assert work.spans["db"].description in REPLICAS
+
+
+@pytest.mark.sabotage(
+    path="app/domain/sessions/service.py",
+    take_out="now - session.seen_at < SEEN_EVERY or not self._database.takes_writes(session.profile_id)",
+    put="now - session.seen_at < SEEN_EVERY",
+)
+async def test_while_the_primary_hangs_a_request_does_not_wait_to_note_that_its_session_is_in_use(
+    quiet: Resources, servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    email = f"{uuid4().hex}@example.com"
+    await quiet.profiles.sign_up(NewProfile(email=email, password=PASSWORD, name="Ada"))
+    signed_in = await quiet.sessions.sign_in(email, PASSWORD, "")
+    monkeypatch.setattr(sessions, "SEEN_EVERY", timedelta(0))
+
+    async def noticed() -> bool:
+        return not quiet.database.takes_writes()
+
+    async with servers.frozen("primary"):
+        await until(noticed)
+        monkeypatch.setattr(quiet.database, "writer", None)
+        assert await quiet.sessions.find(signed_in.token)
+        monkeypatch.undo()
