@@ -50,7 +50,7 @@ async def narrow(quiet: Resources) -> AsyncIterator[Database]:
     """A database without replicas, with one connection a pool that is waited for briefly."""
     address = quiet.settings.database.shards[0].model_copy(update={"replicas": ()})
     settings = quiet.settings.database.model_copy(
-        update={"shards": (address,), "pool_size": 2, "pool_timeout": 0.05, "primary_read_cap": 2}
+        update={"shards": (address,), "pool_size": 2, "pool_timeout": 0.4, "primary_read_cap": 2}
     )
     database = Database(settings)
     await database.start()
