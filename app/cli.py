@@ -104,6 +104,13 @@ def start(name: Name) -> None:
 
 
 @cli.command(rich_help_panel="Local cluster")
+def rollout() -> None:
+    """Replace every API instance, one after the other, without a failed request."""
+    with _cluster_errors():
+        _cluster().roll_out(lambda name: typer.echo(f"{name} is replaced and ready"))
+
+
+@cli.command(rich_help_panel="Local cluster")
 def logs(
     name: Name,
     *,
@@ -208,30 +215,17 @@ def api(
 ) -> None:
     """Run one instance of the API."""
     with _settings_errors():
-        import uvicorn  # noqa: PLC0415
-
         from app.core.settings import load_settings  # noqa: PLC0415
 
-        # uvicorn would print a traceback for a bad setting; read them once before it starts.
-        load_settings()
-        uvicorn.run(
-            "app.main:create_app",
-            factory=True,
+        # Read before anything is imported that takes time; uvicorn would print a traceback for a bad one.
+        settings = load_settings()
+        from app.api import serving  # noqa: PLC0415
+
+        serving.serve(
             host=host,
             port=port,
-            loop="uvloop",
-            http="app.api.protocol:Protocol",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            # Longer than NGINX keeps an idle connection (60 s): the side that sends requests must close first.
-            timeout_keep_alive=75,
-            # Twice a request's deadline; the supervisor and Kubernetes kill after 30 s.
-            timeout_graceful_shutdown=20,
-            backlog=2048,
-            reload=reload,
-            reload_dirs=[str(Path(__file__).parent)] if reload else None,
+            settings=settings.service,
+            reload=str(Path(__file__).parent) if reload else None,
         )
 
 

@@ -1,15 +1,18 @@
 """One API instance: `create_app` puts middleware, routes and error handlers together; the lifespan opens what they use.
 
 An instance keeps nothing that another one lacks. Start it with `scaleout api`, or with any ASGI server:
-`uvicorn --factory app.main:create_app`.
+`uvicorn --factory app.main:create_app` (`scaleout api` also leaves without losing a request: `app/api/serving.py`).
 """
 
+import asyncio
 import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
-from sqlalchemy import literal, select
+from sqlalchemy import String, column, select, table
+from sqlalchemy.exc import ProgrammingError
 
 from app.api import (
     admin,
@@ -26,11 +29,14 @@ from app.api import (
 )
 from app.core.errors import Unavailable
 from app.core.settings import Settings, load_settings
-from app.core.telemetry import configure_logging, logger
+from app.core.telemetry import configure_logging
+from app.scaling.database import Reader
 from app.scaling.lifecycle import Phase
-from app.wiring import open_resources
+from app.wiring import Resources, open_resources
+from migrations import runner
 
-log = logger(__name__)
+# Alembic's own table: one row, the newest step.
+_STEPS = select(column("version_num", String)).select_from(table("alembic_version"))
 
 ROUTERS = (
     health.router,
@@ -56,25 +62,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     chosen = settings or load_settings()
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         configure_logging(chosen.service, "api")
         async with open_resources(chosen) as resources:
             app.state.resources = resources
             health.install(app, resources)
-            # The first read opens a connection, so that the first request does not wait for it. A database that is
-            # down is no reason not to start: readiness says so, and what is cached can be served.
+            # It listens at once, so that whoever asks its health is told what it waits for.
+            starting = asyncio.create_task(_start(resources), name="start")
             try:
-                await resources.database.reader().first(select(literal(1)))
-            except Unavailable as error:
-                log.warning("started without a database", code=error.code)
-            # What is there now stays for good: the collector need not look through all of it again and again, which
-            # holds every request up for tens of milliseconds.
-            gc.collect()
-            gc.freeze()
-            resources.lifecycle.enter(Phase.READY)
-            try:
-                yield
+                yield {"lifecycle": resources.lifecycle}
             finally:
+                starting.cancel()
                 resources.lifecycle.enter(Phase.DRAINING)
         resources.lifecycle.enter(Phase.STOPPED)
 
@@ -95,3 +93,49 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     metrics.expose(app)
     documentation.install(app)
     return app
+
+
+async def _start(resources: Resources) -> None:
+    """Become ready: once a database is there, has this code's tables, and the pools hold their connections."""
+
+    async def tables() -> None:
+        await _look_at_tables(resources)
+
+    await resources.lifecycle.start({"tables": tables, "connections": resources.database.warm})
+    # What is there now stays for good: the collector need not look through all of it again and again, which holds every
+    # request up for tens of milliseconds.
+    gc.collect()
+    gc.freeze()
+
+
+async def _look_at_tables(resources: Resources) -> None:
+    """Read the newest migration on every shard.
+
+    One shard that answers is enough to serve its profiles; one that is behind this code is a reason to wait, as its
+    requests would fail. One ahead of this code is not: migrations only add, and a rollout runs both.
+
+    Raises:
+        Unavailable: no shard answers, or one is behind.
+    """
+    found = await asyncio.gather(*(_newest_step(reader) for reader in resources.database.readers()))
+    answers = [step for step in found if not isinstance(step, Unavailable)]
+    if not answers:
+        raise Unavailable("This instance starts: no database node answers yet.", code="nothing_to_serve")
+    behind = next((step for step in answers if runner.is_behind(step)), None)
+    if behind is not None:
+        raise Unavailable(
+            f"This instance starts: it needs the tables of migration {runner.head()} and finds {behind or 'none'}; "
+            "run `scaleout migrate`.",
+            code="not_migrated",
+        )
+
+
+async def _newest_step(reader: Reader) -> str | Unavailable:
+    """Return the newest migration that a shard has had, empty before the first, or why it cannot say."""
+    try:
+        row = await reader.first(_STEPS)
+    except ProgrammingError:  # there is no such table
+        return ""
+    except Unavailable as error:
+        return error
+    return row.version_num if row else ""

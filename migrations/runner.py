@@ -61,6 +61,17 @@ def head() -> str | None:
     return ScriptDirectory.from_config(configuration()).get_current_head()
 
 
+def is_behind(step: str) -> bool:
+    """Return whether a database whose newest step is `step`, empty for none, lacks one that this code has.
+
+    A step that this code does not know comes from newer code, whose tables serve this code too.
+    """
+    if not step:
+        return True
+    known = {revision.revision for revision in ScriptDirectory.from_config(configuration()).walk_revisions()}
+    return step in known and step != head()
+
+
 async def _on(url: str, work: Callable[[Connection], Any]) -> Any:
     engine = create_async_engine(url.replace("postgresql://", "postgresql+asyncpg://", 1), poolclass=NullPool)
     try:

@@ -109,7 +109,7 @@ async def live() -> Response:
 async def startup(board: BoardDep) -> Response:
     """Answer 200 once the process has started, also while it drains."""
     if board.resources.lifecycle.phase is Phase.STARTING:
-        raise Unavailable("This instance is starting.", code="starting")
+        raise Unavailable(board.resources.lifecycle.waiting_for or "This instance is starting.", code="starting")
     return written({"status": "started"})
 
 
@@ -124,7 +124,8 @@ async def ready(board: BoardDep) -> Response:
     """Answer 200 while this instance can serve something."""
     phase = board.resources.lifecycle.phase
     if phase is not Phase.READY:
-        raise Unavailable(f"This instance is {phase.name.lower()}.", code=phase.name.lower())
+        waits = board.resources.lifecycle.waiting_for
+        raise Unavailable(waits or f"This instance is {phase.name.lower()}.", code=phase.name.lower())
     if not await board.readable():
         raise Unavailable("No database node answers.", code="nothing_to_serve")
     return written({"status": "ready"})

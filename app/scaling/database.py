@@ -15,7 +15,7 @@ from uuid import UUID
 
 from sqlalchemy import Executable, MetaData, Row
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.core import context
 from app.core.context import NEWEST, unknown_position
@@ -41,6 +41,9 @@ metadata = MetaData(
 # Replicas that one read may lose before it asks the primary: two, because replicas that share a machine or a restart
 # die together, sooner than any watcher sees it.
 REPLICA_TRIES = 2
+
+# Seconds a read waits for its turn at the primary: a burst passes in this time, an outage of the replicas does not.
+PRIMARY_WAIT = 0.25
 
 CATALOG_SHARD = 0  # holds what belongs to no profile: directory, products, warehouses, stock, jobs
 
@@ -109,10 +112,15 @@ class Reader:
         if nodes.primary.answers and not nodes.primary.claims:
             raise Unavailable("The database has no primary right now; try again.", code="database_down")
         # The cap keeps an outage of the replicas from turning into one of the primary.
-        if self._shard.primary_reads.locked():
-            raise Unavailable("Too many reads wait for the primary; try again.", code="read_capacity")
-        async with self._shard.primary_reads:
+        try:
+            async with asyncio.timeout(PRIMARY_WAIT):
+                await self._shard.primary_reads.acquire()
+        except TimeoutError as error:
+            raise Unavailable("Too many reads wait for the primary; try again.", code="read_capacity") from error
+        try:
             return await self._send(nodes.primary, statement)
+        finally:
+            self._shard.primary_reads.release()
 
     async def _send(self, node: Node, statement: Executable) -> Sequence[Row[Any]]:
         name = self._shard.replicas.name_of(node)
@@ -206,6 +214,15 @@ class Database:
         """Watch the servers; one that is down is no reason not to start."""
         for shard in self.shards:
             await shard.replicas.start()
+
+    async def warm(self) -> None:
+        """Open the connections of every pool, so that the first requests do not wait for them; a node may be down."""
+        pools = [
+            pool
+            for shard in self.shards
+            for pool in (shard.replicas.primary.writes, *(node.engine for node in shard.replicas.nodes))
+        ]
+        await asyncio.gather(*(_fill(pool, self._settings.connections) for pool in pools))
 
     async def stop(self) -> None:
         """Close every pool."""
@@ -314,6 +331,18 @@ class Database:
             if dialect.trouble(error) is None:
                 raise
             return unknown_position(MARK_SECONDS + self._settings.replica_max_lag)
+
+
+async def _fill(pool: AsyncEngine, size: int) -> None:
+    """Have a pool open `size` connections, or none where the node is down, whose watcher says so."""
+
+    async def connect() -> AsyncConnection:
+        return await pool.connect()
+
+    opened = await asyncio.gather(*(connect() for _ in range(size)), return_exceptions=True)
+    for connection in opened:
+        if isinstance(connection, AsyncConnection):
+            await connection.close()
 
 
 def _refuse(error: Exception, *, alive: bool) -> NoReturn:

@@ -122,6 +122,22 @@ class Cluster:
         self._named(name)
         self._control.stop(name)
 
+    def roll_out(self, replaced: Callable[[str], None]) -> None:
+        """Replace every instance by a new process, one after the other; the others serve meanwhile.
+
+        `replaced` is told the name of each one that is ready again.
+
+        Raises:
+            ClusterError: a single instance would leave nobody to serve; or one is not ready in time, and the rest stay.
+        """
+        names = [process.name for process in self.processes if process.kind == "api"]
+        if len(names) == 1:
+            raise ClusterError("A rollout needs a second instance to serve meanwhile: INSTANCES=2 make run.")
+        for name in names:
+            self.stop(name)
+            self.start(name)
+            replaced(name)
+
     def kill(self, name: str, signal: int = signals.SIGKILL) -> int:
         """Send a signal to the process `name` and return the id it was sent to; the supervisor starts it again.
 

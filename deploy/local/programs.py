@@ -33,7 +33,10 @@ TIERS = {"primary": 1, "replica": 2, "redis": 2, "payments": 2, "smtp": 2} | dic
 # PostgreSQL: SIGINT is the fast shutdown, which does not wait for clients. NGINX: SIGQUIT finishes open requests.
 STOP_SIGNALS = {"primary": "SIGINT", "replica": "SIGINT", "nginx": "SIGQUIT"}
 
-# An instance drains for up to 20 s and a task may be as long; after that the process is killed.
+# When everything stops, no balancer is left for which an instance would serve on: SIGINT skips that part of its drain.
+DOWN_SIGNALS = {"api": "SIGINT"}
+
+# An instance serves on for 5 s and drains for up to 20 s, and a task may be as long; after that the process is killed.
 STOP_SECONDS = 30
 
 
@@ -78,6 +81,7 @@ class Program:
     environment: dict[str, str] = field(default_factory=dict)
     order: int = 0
     stop_signal: str = "SIGTERM"
+    down_signal: str = "SIGTERM"
     stop_seconds: int = STOP_SECONDS
 
     @property
@@ -165,7 +169,8 @@ class Plan:
             kind=kind,
             log=str(self.layout.logs / f"{name}.log"),
             order=TIERS[kind],
-            stop_signal=STOP_SIGNALS.get(kind, "SIGTERM"),
+            stop_signal=(stop_signal := STOP_SIGNALS.get(kind, "SIGTERM")),
+            down_signal=DOWN_SIGNALS.get(kind, stop_signal),
             **made,
         )
 

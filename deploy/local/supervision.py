@@ -55,6 +55,13 @@ class Program(Subprocess):  # type: ignore[misc]  # the base has no types
             self.change_state(ProcessStates.RUNNING)
         return pid
 
+    def stop(self) -> str | None:
+        """Tell the process to go, as its own end or as the end of everything."""
+        if self.config.options.mood == SupervisorStates.SHUTDOWN:
+            self.config.stopsignal = self.config.down_signal
+        failure: str | None = super().stop()
+        return failure
+
     def transition(self) -> None:
         """Let time pass: a process that died waits a second before it is started again."""
         if self.state == ProcessStates.EXITED and time.time() - self.laststop < RESTART_SECONDS:
@@ -105,6 +112,7 @@ class ProgramConfig(ProcessConfig):  # type: ignore[misc]  # the base has no typ
             "environment": entry["environment"],
         }
         super().__init__(options, **(dict.fromkeys(self.req_param_names) | given))
+        self.down_signal = getattr(signal, entry["down_signal"])
         self.ready_file: str | None = entry["environment"].get("READY_FILE")
 
     def make_process(self, group: object = None) -> Program:

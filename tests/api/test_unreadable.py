@@ -8,7 +8,7 @@ import pytest
 from deploy.local.cluster import Cluster
 
 
-@pytest.mark.sabotage("app/cli.py", 'http="app.api.protocol:Protocol"', 'http="httptools"')
+@pytest.mark.sabotage("app/api/serving.py", "http=Protocol,", 'http="httptools",')
 @pytest.mark.parametrize(
     "request_bytes",
     [

@@ -164,7 +164,7 @@ async def test_when_all_connections_are_in_use_a_write_says_so_instead_of_waitin
 
 
 @pytest.mark.sabotage(
-    path="app/scaling/database.py", take_out="if self._shard.primary_reads.locked():", put="if False:"
+    path="app/scaling/database.py", take_out="asyncio.timeout(PRIMARY_WAIT)", put="asyncio.timeout(None)"
 )
 async def test_reads_of_the_primary_are_capped_and_refused_past_the_cap(narrow: Database, servers: Servers) -> None:
     waiting = "SELECT count(*) AS n FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711 AND NOT granted"
