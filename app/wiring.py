@@ -20,7 +20,7 @@ from app.domain.profiles.passwords import Passwords
 from app.domain.profiles.service import Profiles
 from app.domain.reports.recommendations import Recommendations
 from app.domain.reports.service import Reports
-from app.domain.sessions.admission import ADMIT, Admissions
+from app.domain.sessions.admission import Admissions
 from app.domain.sessions.service import Sessions
 from app.scaling.cache import Cache
 from app.scaling.database import Database
@@ -46,6 +46,7 @@ class Resources:
     lifecycle: Lifecycle
     database: Database
     redis: RedisLink
+    pipe: Pipe
     near: Near
     positions: Positions
     cache: Cache
@@ -77,10 +78,18 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         secret = settings.service.secret
         redis = RedisLink(settings.redis)
         stack.push_async_callback(redis.stop)
-        near = Near(redis, settings.cache)
+        pipe = Pipe(settings.redis.address, settings.redis.timeout)
+        await pipe.start()
+        stack.push_async_callback(pipe.stop)
+        values = pipe
+        if settings.redis.cache_url is not None:
+            values = Pipe(settings.redis.cache_address, settings.redis.timeout)
+            await values.start()
+            stack.push_async_callback(values.stop)
+        near = Near(pipe, settings.cache)
         await near.start()
         stack.push_async_callback(near.stop)
-        positions = Positions(redis, settings.database)
+        positions = Positions(pipe, settings.database)
         database = Database(settings.database, positions)
         stack.push_async_callback(database.stop)
         await database.start()
@@ -89,18 +98,16 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         payments = Payments(settings.payments)
         stack.push_async_callback(payments.stop)
 
-        cache = Cache(redis, near)
+        cache = Cache(values, near)
+        stack.push_async_callback(cache.stop)
         cursors = Cursors(secret)
         storage = Storage(settings.storage, secret, settings.service.public_url)
         directory = Directory(database, secret)
         profiles = Profiles(database, directory, cache, cursors, passwords)
         catalog = Catalog(database, cache, cursors)
         invoices = Invoices(database, storage)
-        pipe = Pipe(settings.redis, ADMIT)
-        await pipe.start()
-        stack.push_async_callback(pipe.stop)
-        limiter = RateLimiter(redis, settings.rates.instances)
-        admissions = Admissions(pipe, near, limiter, settings.sessions)
+        limiter = RateLimiter(pipe, settings.rates.instances)
+        admissions = Admissions(pipe, values, near, limiter, settings)
         await admissions.start()
         stack.push_async_callback(admissions.stop)
         yield Resources(
@@ -108,6 +115,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             lifecycle=Lifecycle(settings.service.ready_file),
             database=database,
             redis=redis,
+            pipe=pipe,
             near=near,
             positions=positions,
             cache=cache,
@@ -121,7 +129,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             directory=directory,
             passwords=passwords,
             profiles=profiles,
-            sessions=Sessions(database, redis, near, positions, known=profiles, settings=settings.sessions),
+            sessions=Sessions(database, pipe, near, positions, known=profiles, settings=settings.sessions),
             admissions=admissions,
             catalog=catalog,
             orders=Orders(database, catalog, storage, cursors),

@@ -46,8 +46,8 @@ ROUTES: dict[str, tuple[str, ...]] = {
     "order.cancelling": ("orders.undo",),
     "order.cancelled": ("emails.confirm_cancellation",),
     "profile.created": (),
-    "profile.updated": (),
-    "profile.erased": ("upkeep.end_sessions", "invoices.forget_buyer"),
+    "profile.updated": ("upkeep.refresh_profile",),
+    "profile.erased": ("upkeep.end_sessions", "upkeep.refresh_profile", "invoices.forget_buyer"),
     "session.ended": ("upkeep.forget_sessions",),
 }
 

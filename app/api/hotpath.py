@@ -17,12 +17,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.api import metrics
 from app.api.exchange import resources_of
 from app.api.representations import CACHING, JSON, has, product_tag_of, profile_tag_of
-from app.api.security import CONTENT_POLICY, VARY, fixed_headers, policies_of
+from app.api.security import CONTENT_POLICY, VARY, fixed_headers
 from app.core import context
 from app.core.settings import Settings
 from app.core.telemetry import CACHE_READS, request_finished
 from app.domain.sessions.admission import Admission
-from app.scaling.cache import PRODUCT, PROFILE, Entry, Kind, name_of
+from app.scaling.cache import PRODUCT, PROFILE, Entry, Kind
+from app.scaling.redis_link import RedisDown
 
 _PATH = re.compile(r"/api/v1/(profiles|products)/([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})")
 # A body is the long way's to refuse, and a position that must be reached is its to heed.
@@ -78,7 +79,6 @@ class HotPath:
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
-        self._tiers = policies_of(settings.rates)
         self._fixed = [*fixed_headers(settings.service), CONTENT_POLICY]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -99,8 +99,11 @@ class HotPath:
         layer = "l1"
         if admission is None:
             epoch = resources.near.epoch
-            name = name_of(route.kind, key) if entry is None else None
-            admission = await resources.admissions.admit(asked.token, self._tiers, name)
+            try:
+                name = resources.cache.name_of(route.kind, key) if entry is None else None
+            except RedisDown:
+                return False
+            admission = await resources.admissions.admit(asked.token, name)
             if admission is None:
                 return False
             if admission.value is not None:

@@ -27,14 +27,14 @@ from app.api.exchange import (
     session_cookie,
 )
 from app.api.hotpath import HotPath, admission_of
-from app.api.security import CONTENT_POLICY, VARY, fixed_headers, policies_of
+from app.api.security import CONTENT_POLICY, VARY, fixed_headers
 from app.core import context
 from app.core.errors import Forbidden, Invalid, ServiceError, TimedOut, TooLarge, Unauthenticated
 from app.core.settings import Settings
 from app.core.signing import BadSignature
 from app.core.telemetry import logger, request_finished
 from app.domain.sessions.rules import Session
-from app.scaling.ratelimit import Policy
+from app.scaling.ratelimit import Policy, tiers_of
 
 log = logger(__name__)
 
@@ -220,7 +220,7 @@ class Callers:
         self._origin = _origin(settings.service.public_url)
         rates = settings.rates
         self._anonymous = Policy.parse("anonymous", rates.anonymous)
-        self._tiers = policies_of(rates)
+        self._tiers = tiers_of(rates)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on once its caller is known and within the limit."""
@@ -247,7 +247,7 @@ class Callers:
         bearer = _bearer(headers)
         cookie = None if bearer is not None else cookie_parser(headers.get("cookie", "")).get(SESSION_COOKIE)
         token = bearer if bearer is not None else cookie
-        admission = admission_of(scope) or (await resources.admissions.admit(token, self._tiers) if token else None)
+        admission = admission_of(scope) or (await resources.admissions.admit(token) if token else None)
         if admission is not None:
             resources.positions.heed(admission.positions)
             self._signed_in(exchange, admission.session)

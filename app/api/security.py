@@ -1,11 +1,10 @@
-"""What both ways through the edge, the long and the hot one, apply alike: fixed headers, and the limits of the tiers.
+"""The headers that both ways through the edge, the long and the hot one, put on every answer alike.
 
 One place, so that an answer does not depend on the way that it took.
 """
 
 from app.api.exchange import is_https
-from app.core.settings import RateSettings, ServiceSettings
-from app.scaling.ratelimit import Policy
+from app.core.settings import ServiceSettings
 
 # An API's answers are data: whatever a browser is made to see in one, it runs nothing. /docs sets its own.
 CONTENT_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
@@ -28,8 +27,3 @@ def fixed_headers(settings: ServiceSettings) -> list[tuple[bytes, bytes]]:
     """Return the headers that every answer of this instance has."""
     fixed = [*_SECURITY, (b"x-instance", settings.instance.encode())]
     return [*fixed, _HSTS] if is_https(settings) else fixed
-
-
-def policies_of(rates: RateSettings) -> dict[str, Policy]:
-    """Return the limit of each tier; the first is that of a tier without one of its own."""
-    return {name: Policy.parse(name, getattr(rates, name), "profile") for name in ("free", "pro", "enterprise")}

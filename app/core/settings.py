@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.networks import IPvAnyNetwork
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.core.addresses import Deployment, RedisAddress
 from app.core.ids import LOGICAL_SHARDS
 
 _MEBIBYTE = 1024 * 1024
@@ -57,14 +58,20 @@ def _long_enough(value: SecretStr) -> SecretStr:
 
 
 def _redis(value: SecretStr) -> SecretStr:
-    parts = urlsplit(value.get_secret_value())
-    if parts.scheme not in {"redis", "rediss"} or not parts.hostname:
+    RedisAddress.parse(value.get_secret_value())
+    return value
+
+
+def _broker(value: SecretStr) -> SecretStr:
+    # Celery's transport knows neither our sentinels nor clusters.
+    if RedisAddress.parse(value.get_secret_value()).deployment is not Deployment.SERVER:
         raise ValueError("must be redis://[:password@]host:port/database")
     return value
 
 
 Split = BeforeValidator(_split)
 RedisUrl = Annotated[SecretStr, AfterValidator(_redis)]
+BrokerUrl = Annotated[SecretStr, AfterValidator(_broker)]
 DatabaseUrl = Annotated[str, _url("postgresql")]
 Limit = Annotated[str, AfterValidator(_limit)]
 Networks = Annotated[tuple[IPvAnyNetwork, ...], NoDecode, Split]
@@ -146,19 +153,25 @@ class DatabaseSettings(_Group):
 
 
 class RedisSettings(_Group):
-    """Sessions, cache, limits, locks and the broker; the broker may be a server of its own."""
+    """Sessions, cache, limits, locks and the broker; the cache and the broker may be servers of their own."""
 
     model_config = SettingsConfigDict(env_prefix="REDIS_")
 
     url: RedisUrl
-    broker_url: RedisUrl | None = None
+    cache_url: RedisUrl | None = None
+    broker_url: BrokerUrl | None = None
     timeout: float = Field(default=0.25, gt=0, le=10)  # seconds; a cache that answers later is not worth waiting for
     connections: int = Field(default=64, ge=1, le=10_000)
 
     @property
-    def address(self) -> str:
-        """The URL of sessions, cache and limits."""
-        return self.url.get_secret_value()
+    def address(self) -> RedisAddress:
+        """Where sessions, limits, positions, locks and pushes are."""
+        return RedisAddress.parse(self.url.get_secret_value())
+
+    @property
+    def cache_address(self) -> RedisAddress:
+        """Where cached values are."""
+        return RedisAddress.parse((self.cache_url or self.url).get_secret_value())
 
     @property
     def broker(self) -> str:
@@ -314,6 +327,9 @@ def _contradictions(found: dict[str, Any]) -> list[str]:
         held = sorted((shard.first, shard.last) for shard in database.shards)
     except SettingsError as error:
         return [str(error)]
+    redis: RedisSettings = found["redis"]
+    if redis.broker_url is None and redis.address.deployment is not Deployment.SERVER:
+        problems.append("REDIS_BROKER_URL: is missing: the broker must be one server, redis://, when REDIS_URL is not")
     expected = 0
     for first, last in held:
         if first != expected or last < first:

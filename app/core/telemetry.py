@@ -30,11 +30,14 @@ REPLICA_LAG = Gauge("replica_lag_seconds", "How far a replica's replay is behind
 REPLICA_HEALTHY = Gauge("replica_healthy", "1 while a replica takes reads, else 0.", ["shard", "node"])
 CACHE_READS = Counter("cache_reads_total", "Cache reads by kind of value and what they found.", ["kind", "result"])
 CACHE_LOADS = Counter("cache_loads_total", "Values loaded behind the cache, by kind.", ["kind"])
+CACHE_EARLY = Counter("cache_early_loads_total", "Values loaded again before they expired, by kind.", ["kind"])
+CACHE_OWED = Gauge("cache_owed", "Writes that Redis could not be told of and is told again until it takes them.")
 NEAR_UNHEARD = Counter(
     "cache_push_unheard_total", "Writes that waited out the lease of an instance that did not drop its copy in time."
 )
 REDIS_FAILURES = Counter("redis_failures_total", "Calls to Redis that failed, by what they were for.", ["purpose"])
 RATE_LIMITED = Counter("rate_limited_total", "Requests refused by a rate limit, by policy.", ["policy"])
+LIMITED_LOCALLY = Counter("rate_limit_local_total", "Requests that an instance counted for itself, without Redis.")
 BREAKER_OPEN = Gauge("breaker_open", "1 while the breaker of a dependency refuses calls, else 0.", ["dependency"])
 OUTBOUND_CALLS = Counter("outbound_calls_total", "Calls to dependencies, by outcome.", ["dependency", "outcome"])
 PAYMENT_DIFFERENCES = Gauge(

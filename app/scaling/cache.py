@@ -5,24 +5,31 @@ versioned tombstone. So a reader that fills from a lagging replica, or that was 
 cannot undo a write. One loader per key runs at a time, in a process and over all instances, and what was read stays at
 hand for a moment (`near.py`), until a write anywhere drops it. Without Redis every read loads.
 
-A cached value is `<version>:<JSON bytes as sent>`; nothing after the colon says that there is no such thing.
+    <kind>:{<key>}:<run>     <version>,<expires, ms since 1970>,<cost of loading, ms>:<JSON bytes as sent>
+
+Nothing after the colon says that there is no such thing. `run` is the run of the Redis server that holds the value: a
+Redis that comes back, or another one in its place, may have missed a write, so what it still holds is never asked for.
 """
 
 import asyncio
+import math
 import random
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from time import monotonic
-from typing import Any
-
-from redis.commands.core import AsyncScript
+from time import monotonic, time
+from typing import Any, NamedTuple
 
 from app.core import context
 from app.core.context import NEWEST
-from app.core.telemetry import CACHE_LOADS, CACHE_READS
-from app.scaling.near import CHANNEL, Near
-from app.scaling.redis_link import RedisDown, RedisLink
+from app.core.errors import Unavailable
+from app.core.telemetry import CACHE_EARLY, CACHE_LOADS, CACHE_OWED, CACHE_READS, logger
+from app.scaling.near import Near
+from app.scaling.pipe import Pipe
+from app.scaling.redis_link import RedisDown
+
+log = logger(__name__)
 
 NEGATIVE_TTL = 10  # seconds that an unknown id stays unknown: long enough for a scan, short enough to forget a typo
 JITTER = 0.1  # share of a TTL, so that what was cached together does not expire together
@@ -31,19 +38,20 @@ JITTER = 0.1  # share of a TTL, so that what was cached together does not expire
 LEASE_MILLISECONDS = 1000
 # A load is a few milliseconds; looking more often would cost Redis more than it gains the caller.
 LOOK_EVERY = 0.01  # seconds
+# What a write could not tell Redis is told again this often: with the time for one call well within 2 s of its return.
+REPAY_EVERY = 0.25  # seconds
+# Values whose write Redis does not know of yet; an instance writes far fewer in the longest outage that one sits out.
+MOST_OWED = 10_000
 
-# One round trip: keep what is newer, and hand it back, so that the loser of a race answers with the winner's value. A
-# write also tells every instance, in the same step: also the loser, whose caller must not see less than they wrote.
+# One round trip: keep what is newer, and hand it back, so that the loser of a race answers with the winner's value.
 _PUT_IF_NEWER = """
-local listeners = 0
-if ARGV[4] then listeners = redis.call('PUBLISH', ARGV[4], ARGV[5]) end
 local held = redis.call('GET', KEYS[1])
 if held then
-  local version = tonumber(string.match(held, '^(%d+):'))
-  if version > tonumber(ARGV[1]) then return {held, listeners} end
+  local version = tonumber(string.match(held, '^(%d+)'))
+  if version > tonumber(ARGV[1]) then return held end
 end
-redis.call('SET', KEYS[1], ARGV[1] .. ':' .. ARGV[2], 'PX', ARGV[3])
-return {false, listeners}
+redis.call('SET', KEYS[1], ARGV[1] .. ',' .. ARGV[2] .. ':' .. ARGV[3], 'PX', ARGV[4])
+return false
 """
 # A generation only grows: it is the log position of the newest write that the list must show.
 _RAISE = """
@@ -74,63 +82,118 @@ class Entry:
     version: int
     body: bytes | None
 
-    @classmethod
-    def parse(cls, raw: bytes) -> "Entry":
-        """Read an entry back from Redis."""
-        version, _, body = raw.partition(b":")
-        return cls(int(version), body or None)
-
 
 ABSENT = Entry(0, None)
+Load = Callable[[], Awaitable[Entry]]
+
+
+class _Held(NamedTuple):
+    """An entry as Redis holds it, with the moment (ms since 1970) when it expires and what loading it took (ms)."""
+
+    entry: Entry
+    expires: int
+    cost: int
+
+    @classmethod
+    def parse(cls, raw: bytes) -> "_Held":
+        head, _, body = raw.partition(b":")
+        version, expires, cost = head.split(b",")
+        return cls(Entry(int(version), body or None), int(expires), int(cost))
+
+    def due(self) -> bool:
+        """Return whether to load it before it expires: the likelier the nearer that is and the longer loading takes.
+
+        XFetch (Vattani, Chierichetti, Lowenstein 2015): of many readers of a value one is likely to be early, and none
+        has to wait when it expires.
+        """
+        return time() * 1000 - self.cost * math.log(1 - random.random()) >= self.expires
 
 
 class Cache:
     """The cache of one process, shared by all of them through Redis.
 
     Args:
-        link: the Redis that holds the values.
+        pipe: to the Redis that holds the values.
         near: what this process keeps of them.
     """
 
-    def __init__(self, link: RedisLink, near: Near) -> None:
-        self._link = link
+    def __init__(self, pipe: Pipe, near: Near) -> None:
+        self._pipe = pipe
         self._near = near
-        self._put: AsyncScript = link.client.register_script(_PUT_IF_NEWER)
-        self._raise: AsyncScript = link.client.register_script(_RAISE)
+        self._put = pipe.script(_PUT_IF_NEWER)
+        self._raise = pipe.script(_RAISE)
+        self._loaders: dict[str, Callable[[str], Load]] = {}
         self._loading: dict[str, asyncio.Task[Entry]] = {}
+        self._early: dict[str, asyncio.Task[None]] = {}
+        self._costs: dict[str, int] = {}
+        self._owed: OrderedDict[str, Callable[[], Awaitable[None]]] = OrderedDict()
+        self._repaying: asyncio.Task[None] | None = None
+
+    async def stop(self) -> None:
+        """End what runs in the background; what is owed to Redis is tried once more."""
+        for task in (self._repaying, *self._early.values()):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait({task})
+        with suppress(RedisDown):
+            await self._repay()
+
+    def loads(self, kind: Kind, load: Callable[[str], Load]) -> None:
+        """Say how a value of `kind` is loaded by its key, for whoever finds one that is about to expire."""
+        self._loaders[kind.name] = load
+
+    def name_of(self, kind: Kind, key: str) -> str:
+        """Return the name under which Redis holds `key`.
+
+        Raises:
+            RedisDown: if it is not known which Redis that is.
+        """
+        tagged = f"{kind.name}:{{{key}}}"
+        return f"{tagged}:{self._pipe.run_of(tagged)}"
 
     def kept(self, kind: Kind, key: str) -> Entry | None:
         """Return the entry of `key` if this process has it at hand."""
-        entry: Entry | None = self._near.get(name_of(kind, key))
+        entry: Entry | None = self._near.get(_local(kind, key))
         return entry
 
-    def found(self, kind: Kind, key: str, raw: bytes, epoch: int) -> Entry:
-        """Read and keep what somebody else asked Redis for, when `epoch` of `Near` was current."""
-        entry = Entry.parse(raw)
-        self._near.keep(name_of(kind, key), entry, epoch)
-        return entry
+    def found(self, kind: Kind, key: str, raw: bytes, epoch: int, load: Load | None = None) -> Entry:
+        """Read and keep what was asked of Redis when `epoch` of `Near` was current; renew it if it is about to expire.
 
-    async def read(self, kind: Kind, key: str, load: Callable[[], Awaitable[Entry]]) -> Entry:
+        Args:
+            kind: of the value.
+            key: its key.
+            raw: as Redis holds it.
+            epoch: of `Near`, from before the question.
+            load: how it is loaded, where `loads` does not say it.
+        """
+        held, name = _Held.parse(raw), _local(kind, key)
+        self._near.keep(name, held.entry, epoch)
+        if held.due() and name not in self._early:
+            renewing = asyncio.create_task(self._renew(kind, key, load or self._loaders[kind.name](key)))
+            self._early[name] = renewing
+            renewing.add_done_callback(lambda _: self._early.pop(name, None))
+        return held.entry
+
+    async def read(self, kind: Kind, key: str, load: Load) -> Entry:
         """Return the entry of `key`: at hand, from Redis, or else from `load`.
 
         Callers of one process that miss the same key at once, and must see the same position, share one load.
         """
-        name = name_of(kind, key)
         work = context.current()
         epoch = self._near.epoch
         with work.timed("cache", "l1") as span:
             near = self.kept(kind, key)
             if near is None:
-                raw = await self._ask(name, span)
+                raw = await self._ask(kind, key, span)
         CACHE_READS.labels(kind.name, span.description).inc()
         if near is not None:
             return near
         if raw is not None:
-            return self.found(kind, key, raw, epoch)
-        flight = f"{name}@{sorted(work.positions.items())}{sorted(work.unsettled)}"
+            return self.found(kind, key, raw, epoch, load)
+        flight = f"{_local(kind, key)}@{sorted(work.positions.items())}{sorted(work.unsettled)}"
         task = self._loading.get(flight)
         if task is None:
-            task = asyncio.create_task(self._load_alone(kind, name, f"loading:{flight}", load))
+            task = asyncio.create_task(self._load_alone(kind, key, f"loading:{flight}", load))
             self._loading[flight] = task
             task.add_done_callback(lambda _: self._loading.pop(flight, None))
         return await asyncio.shield(task)
@@ -138,23 +201,40 @@ class Cache:
     async def put(self, kind: Kind, key: str, entry: Entry) -> Entry:
         """Write `entry` through, unless a newer one is there; return what stands afterwards.
 
-        Once this returns no instance answers with what was there before.
+        Once this returns no instance answers with what was there before. What Redis cannot be told now it is told as
+        soon as it answers.
         """
-        name = name_of(kind, key)
-        number, text = self._near.announcement(name)
         try:
-            stands, listeners = await self._store(kind, name, entry, CHANNEL, text)
+            return await self.deliver(kind, key, entry)
         except RedisDown:
-            await self._near.unheard(number, name)
+
+            async def again() -> None:
+                await self.deliver(kind, key, entry)
+
+            self._owe(_local(kind, key), again)
             return entry
-        await self._near.dropped(number, listeners)
+
+    async def deliver(self, kind: Kind, key: str, entry: Entry) -> Entry:
+        """Write `entry` through as `put` does.
+
+        Raises:
+            RedisDown: if it is not known that Redis has it and every instance has heard of it.
+        """
+        name = _local(kind, key)
+        try:
+            stands = await self._store(kind, key, entry)
+        except RedisDown:
+            await self._near.give_up([name])
+            raise
+        # Also the loser of a race tells: their caller must not see less than they wrote.
+        await self._near.told(name)
         return stands
 
     async def generations(self, names: list[str]) -> list[int]:
-        """Return the generation of each family of lists: the position that they must have been read at, at least."""
+        """Return the generation of each of one family of lists: the position that they must show, at least."""
+        kept = [_generation(name) for name in names]
         try:
-            async with self._link.calling("cache"):
-                return [int(value or 0) for value in await self._link.client.mget([f"generation:{n}" for n in names])]
+            return [int(value or 0) for value in await self._pipe.ask(kept[0], "MGET", *kept)]
         except RedisDown:
             return [0] * len(names)
 
@@ -163,17 +243,43 @@ class Cache:
         if position >= NEWEST:
             # Not known: it would send every list to the primary for a day. Lists live for at most LIST.ttl seconds.
             return
-        try:
-            async with self._link.calling("cache"):
-                await self._raise(keys=[f"generation:{name}"], args=[position, 24 * 3600])
-        except RedisDown:
-            return  # lists live for at most LIST.ttl seconds
+        kept = _generation(name)
 
-    async def _ask(self, name: str, span: context.Span) -> Any:
+        async def tell() -> None:
+            await self._pipe.run(self._raise, [kept], [position, 24 * 3600])
+
+        try:
+            await tell()
+        except RedisDown:
+            self._owe(kept, tell)
+
+    def _owe(self, name: str, tell: Callable[[], Awaitable[None]]) -> None:
+        self._owed[name] = tell
+        self._owed.move_to_end(name)
+        if len(self._owed) > MOST_OWED:
+            self._owed.popitem(last=False)
+        CACHE_OWED.set(len(self._owed))
+        if self._repaying is None or self._repaying.done():
+            self._repaying = asyncio.create_task(self._keep_repaying())
+
+    async def _keep_repaying(self) -> None:
+        while self._owed:
+            await asyncio.sleep(REPAY_EVERY)
+            with suppress(RedisDown):
+                await self._repay()
+
+    async def _repay(self) -> None:
+        for name, tell in list(self._owed.items()):
+            await tell()
+            if self._owed.get(name) is tell:  # else a later write owes it anew
+                del self._owed[name]
+        CACHE_OWED.set(len(self._owed))
+
+    async def _ask(self, kind: Kind, key: str, span: context.Span) -> Any:
         span.description = "miss"
         try:
-            async with self._link.calling("cache"):
-                raw: Any = await self._link.client.get(name)
+            name = self.name_of(kind, key)
+            raw: Any = await self._pipe.ask(name, "GET", name)
         except RedisDown:
             span.description = "bypass"
             return None
@@ -181,47 +287,66 @@ class Cache:
             span.description = "l2"
         return raw
 
-    async def _load_alone(self, kind: Kind, name: str, lease: str, load: Callable[[], Awaitable[Entry]]) -> Entry:
+    async def _renew(self, kind: Kind, key: str, load: Load) -> None:
+        """Load before the value expires, unless somebody else does; whoever found it has been answered."""
+        with context.working(context.Work(request_id=context.new_request_id())), suppress(RedisDown):
+            lease = f"early:{_local(kind, key)}"
+            if not await self._pipe.ask(lease, "SET", lease, b"1", "NX", "PX", LEASE_MILLISECONDS):
+                return
+            CACHE_EARLY.labels(kind.name).inc()
+            try:
+                await self._load(kind, key, load)
+            except Unavailable as error:
+                log.warning("a value is not renewed before it expires", kind=kind.name, reason=error.code)
+
+    async def _load_alone(self, kind: Kind, key: str, lease: str, load: Load) -> Entry:
         """Load, unless another instance is loading the same for callers of the same position: then take its value."""
         until = monotonic() + LEASE_MILLISECONDS / 1000
         try:
             while monotonic() < until:
-                async with self._link.calling("cache") as client:
-                    if await client.set(lease, b"1", nx=True, px=LEASE_MILLISECONDS):
-                        break
+                if await self._pipe.ask(lease, "SET", lease, b"1", "NX", "PX", LEASE_MILLISECONDS):
+                    break
                 await asyncio.sleep(LOOK_EVERY)
-                async with self._link.calling("cache") as client:
-                    raw = await client.get(name)
+                name = self.name_of(kind, key)
+                raw = await self._pipe.ask(name, "GET", name)
                 if raw is not None:
-                    return Entry.parse(raw)
+                    return _Held.parse(raw).entry
         except RedisDown:
             pass  # everybody loads for themselves
         try:
-            return await self._load(kind, name, load)
+            return await self._load(kind, key, load)
         finally:
             with suppress(RedisDown):  # then it runs out
-                async with self._link.calling("cache") as client:
-                    await client.delete(lease)
+                await self._pipe.ask(lease, "DEL", lease)
 
-    async def _load(self, kind: Kind, name: str, load: Callable[[], Awaitable[Entry]]) -> Entry:
+    async def _load(self, kind: Kind, key: str, load: Load) -> Entry:
         CACHE_LOADS.labels(kind.name).inc()
+        began = monotonic()
         entry = await load()
+        self._costs[kind.name] = math.ceil((monotonic() - began) * 1000)
         try:
-            stands, _ = await self._store(kind, name, entry)
+            return await self._store(kind, key, entry)
         except RedisDown:
             return entry
-        return stands
 
-    async def _store(self, kind: Kind, name: str, entry: Entry, *announcement: str | bytes) -> tuple[Entry, int]:
+    async def _store(self, kind: Kind, key: str, entry: Entry) -> Entry:
         seconds = kind.ttl if entry.body is not None or entry.version else NEGATIVE_TTL
         milliseconds = int(seconds * 1000 * random.uniform(1 - JITTER, 1))
-        async with self._link.calling("cache"):
-            newer, listeners = await self._put(
-                keys=[name], args=[entry.version, entry.body or b"", milliseconds, *announcement]
-            )
-        return (Entry.parse(newer) if newer else entry), int(listeners)
+        expires = int(time() * 1000) + milliseconds
+        newer = await self._pipe.run(
+            self._put,
+            [self.name_of(kind, key)],
+            [entry.version, f"{expires},{self._costs.get(kind.name, 0)}", entry.body or b"", milliseconds],
+        )
+        return _Held.parse(newer).entry if newer else entry
 
 
-def name_of(kind: Kind, key: str) -> str:
-    """Return the name under which Redis holds `key`."""
+def _local(kind: Kind, key: str) -> str:
+    # Without the run: a process forgets what it keeps when it loses its Redis.
     return f"{kind.name}:{key}"
+
+
+def _generation(name: str) -> str:
+    # One tag for a family, so that its generations are read together also on a cluster.
+    family, colon, rest = name.partition(":")
+    return f"generation:{{{family}}}{colon}{rest}"

@@ -12,11 +12,10 @@ from secrets import token_hex
 from time import monotonic
 from typing import Any
 
-from redis.exceptions import RedisError
-
 from app.core.settings import CacheSettings
 from app.core.telemetry import NEAR_UNHEARD, logger
-from app.scaling.redis_link import RedisDown, RedisLink
+from app.scaling.pipe import Pipe
+from app.scaling.redis_link import RedisDown
 
 log = logger(__name__)
 
@@ -25,6 +24,8 @@ CHANNEL = "near"
 # that three PINGs fit in: one that is late, on a busy machine, costs nothing.
 LEASE = 0.3
 PING_EVERY = LEASE / 3
+# After that the connection is made anew. Longer than the lease, because a busy machine may be late without harm.
+SILENT_SECONDS = 1.0
 # If every push is lost, nothing is served that is older.
 MOST_SECONDS = 2.0
 
@@ -33,15 +34,16 @@ class Near:
     """The memory of one process; `start` listens until `stop`.
 
     Args:
-        link: the Redis that pushes.
+        pipe: to the Redis that pushes.
         settings: how many entries; 0 keeps nothing.
     """
 
-    def __init__(self, link: RedisLink, settings: CacheSettings) -> None:
-        self._link = link
+    def __init__(self, pipe: Pipe, settings: CacheSettings) -> None:
+        self._pipe = pipe
         self._most = settings.local_entries
         self._entries: OrderedDict[str, tuple[float, Any]] = OrderedDict()
         self._trusted_until = 0.0
+        self._answered = 0.0
         self._replies = f"{CHANNEL}:{token_hex(8)}"
         self._number = 0
         self._answers: dict[int, asyncio.Semaphore] = {}
@@ -94,39 +96,44 @@ class Near:
         self._entries.pop(name, None)
 
     async def forget(self, names: list[str]) -> None:
-        """Delete names from Redis and from the memory of every instance.
+        """Delete names of one slot from Redis and from the memory of every instance.
 
         Raises:
             RedisDown: if Redis does not answer; whoever has lost it too uses its memory no more.
         """
-        numbered = [self.announcement(name) for name in names]
         try:
-            async with self._link.calling("near") as client:
-                pipeline = client.pipeline(transaction=False)
-                pipeline.delete(*names)
-                for _, text in numbered:
-                    pipeline.publish(CHANNEL, text)
-                _, *listeners = await pipeline.execute()
+            await self._pipe.ask(names[0], "DEL", *names)
+            await asyncio.gather(*(self._tell(name) for name in names))
         except RedisDown:
-            for (number, _), name in zip(numbered, names, strict=True):
-                await self.unheard(number, name)
+            await self.give_up(names)
             raise
-        for (number, _), count in zip(numbered, listeners, strict=True):
-            await self.dropped(number, count)
 
-    def announcement(self, name: str) -> tuple[int, bytes]:
-        """Return the number and the text of a message for `CHANNEL`, to be published in one step with the change.
+    async def told(self, name: str) -> None:
+        """Have every instance drop `name`, whose new value Redis has; return once none can answer with the old one.
 
-        `dropped`, or `unheard` if the publishing failed, must follow.
+        Raises:
+            RedisDown: if Redis does not answer; whoever has lost it too uses its memory no more.
         """
-        self._number += 1
-        self._answers[self._number] = asyncio.Semaphore(0)
-        return self._number, f"{self._replies} {self._number} {name}".encode()
-
-    async def dropped(self, number: int, listeners: int) -> None:
-        """Wait until each of `listeners`, as PUBLISH counted them, has dropped the name or lost the right to use it."""
-        answers = self._answers[number]
         try:
+            await self._tell(name)
+        except RedisDown:
+            await self.give_up([name])
+            raise
+
+    async def give_up(self, names: list[str]) -> None:
+        """Wait until whoever has lost Redis as we have has lost the right to use what it keeps."""
+        for name in names:
+            self.drop(name)
+        await asyncio.sleep(max(0.0, self._trusted_until - monotonic()))
+
+    async def _tell(self, name: str) -> None:
+        """Announce a name and wait until each listener has dropped it or has lost the right to use it."""
+        self._number += 1
+        number = self._number
+        answers = self._answers[number] = asyncio.Semaphore(0)
+        try:
+            # On the connections' own server PUBLISH counts its listeners, so all of them listen where it is sent.
+            listeners = await self._pipe.ask(CHANNEL, "PUBLISH", CHANNEL, f"{self._replies} {number} {name}")
             async with asyncio.timeout(LEASE):
                 for _ in range(listeners):
                     await answers.acquire()
@@ -135,43 +142,39 @@ class Near:
         finally:
             del self._answers[number]
 
-    async def unheard(self, number: int, name: str) -> None:
-        """Wait instead until whoever lost Redis as we did has lost the right to use what it keeps."""
-        del self._answers[number]
-        self.drop(name)
-        await asyncio.sleep(max(0.0, self._trusted_until - monotonic()))
-
     async def _listen(self) -> None:
         while True:
             try:
                 await self._follow()
-            except (RedisError, OSError, TimeoutError) as error:
-                log.warning("pushes are lost", reason=type(error).__name__)
+            except RedisDown as error:
+                log.warning("pushes are lost", reason=str(error))
             self._distrust()
             await asyncio.sleep(PING_EVERY)
 
     async def _follow(self) -> None:
-        async with self._link.client.pubsub() as channel:
-            await channel.subscribe(CHANNEL, self._replies)
-            asked, answered = monotonic(), True
-            await channel.ping(str(asked))
-            while True:
-                message = await channel.get_message(timeout=PING_EVERY)
-                now = monotonic()
-                if message is not None:
-                    if message["type"] == "pong":
-                        # Redis has sent every push from before it read the PING, so nothing from before is missing.
-                        self._trusted_until = float(message["data"]) + LEASE if self._most else 0.0
-                        answered = True
-                    elif message["type"] == "message":
-                        self._hear(message["channel"], message["data"])
-                if now - asked >= PING_EVERY and answered:
-                    asked, answered = now, False
-                    await channel.ping(str(asked))
-                elif not answered and now - asked > LEASE:
-                    raise TimeoutError
+        line = await self._pipe.open(CHANNEL)
+        self._answered = monotonic()
+        try:
+            line.listen(self._hear, CHANNEL, self._replies)
+            while not line.lost.done():
+                line.ping(str(monotonic()))
+                await asyncio.wait({line.lost}, timeout=PING_EVERY)
+                if monotonic() - self._answered > SILENT_SECONDS:
+                    raise RedisDown("no answer to a PING")
+        finally:
+            line.cut()
+        raise RedisDown("connection lost")
 
-    def _hear(self, channel: bytes, data: bytes) -> None:
+    def _hear(self, heard: Any) -> None:
+        kind, *about = heard
+        if kind == b"pong":
+            # Redis has sent every push from before it read the PING, so nothing from before is missing.
+            self._answered = monotonic()
+            self._trusted_until = float(about[0]) + LEASE if self._most else 0.0
+        elif kind == b"message":
+            self._pushed(*about)
+
+    def _pushed(self, channel: bytes, data: bytes) -> None:
         if channel == self._replies.encode():
             self._told(int(data))
             return
@@ -186,8 +189,7 @@ class Near:
 
     async def _answer(self, replies: str, number: str) -> None:
         with suppress(RedisDown):  # then they wait until the lease is over
-            async with self._link.calling("near") as client:
-                await client.publish(replies, number)
+            await self._pipe.ask(CHANNEL, "PUBLISH", replies, number)
 
     def _told(self, number: int) -> None:
         answers = self._answers.get(number)

@@ -1,174 +1,189 @@
-"""One multiplexed connection to Redis for the one script that nearly every request runs.
+"""What nearly every request asks Redis, over few multiplexed connections: one a server, however many callers.
 
 redis-py takes a connection from a pool, runs it through several layers and gives it back: more than all else that a
-cached read costs. Here the calls of one turn of the loop leave in one write, answers are matched by their order, and a
-caller that goes away leaves nothing behind. While there is no connection a call is refused at once.
+cached read costs. Here a call goes to the server that holds its key: the one there is, the master that the sentinels
+name, or a node of a cluster. While that one is not connected a call is refused at once; connecting happens beside.
 """
 
 import asyncio
-import ssl
-from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import sha1
-from typing import Any, cast
+from typing import Any
 
-import hiredis
-from redis.asyncio.connection import SSLConnection, parse_url
+from redis.crc import key_slot
 
-from app.core.settings import RedisSettings
+from app.core.addresses import Deployment, RedisAddress
 from app.core.telemetry import REDIS_FAILURES, logger
+from app.scaling.line import Line, open_line
 from app.scaling.redis_link import RedisDown
 
 log = logger(__name__)
 
-# While Redis is down one attempt a second costs nothing, and it is back in use within that second.
-RECONNECT_SECONDS = 1.0
-# Answers that nobody has read yet; past that Redis is not keeping up, and waiting in line would only add to it.
-MOST_WAITING = 4096
+# While Redis is down a few attempts a second cost nothing, and it is back in use within that time.
+RECONNECT_SECONDS = 0.25
+_SLOTS = 16384
 
 
 class Pipe:
-    """The connection of one process; `start` keeps it open until `stop`.
+    """The connections of one process to one Redis; `start` keeps them open until `stop`.
 
     Args:
-        settings: where Redis is and how long a call may take.
-        script: the Lua that `run` runs.
+        address: where Redis is.
+        timeout: seconds for one call.
     """
 
-    def __init__(self, settings: RedisSettings, script: str) -> None:
-        self._timeout = settings.timeout
-        self._address = parse_url(settings.address)
-        self._script = script
-        self._digest = sha1(script.encode(), usedforsecurity=False).hexdigest()  # Redis names scripts so
-        self._line: _Line | None = None
+    def __init__(self, address: RedisAddress, timeout: float) -> None:
+        self._address = address
+        self._timeout = timeout
+        self._scripts: dict[str, str] = {}
+        self._lines: dict[tuple[str, int], Line] = {}
+        self._only: Line | None = None  # where all keys are on one server
+        self._slots: list[tuple[str, int] | None] = []  # where they are not
+        self._disturbed = asyncio.Event()
         self._keeping: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Connect; if Redis is not there now, go on trying in the background."""
-        with suppress(RedisDown):
-            await self._connect()
+        if not await self._connect():
+            self._disturbed.set()
         self._keeping = asyncio.create_task(self._keep())
 
     async def stop(self) -> None:
-        """Close the connection."""
+        """Close the connections."""
         if self._keeping is not None:
             self._keeping.cancel()
             await asyncio.wait({self._keeping})
-        if self._line is not None:
-            self._line.cut()
+        for line in self._lines.values():
+            line.cut()
 
-    def run(self, keys: Sequence[str], arguments: Sequence[str | int | bytes]) -> "asyncio.Future[Any]":
-        """Run the script in one round trip and return the future of its answer.
+    @property
+    def one_server(self) -> bool:
+        """Whether all keys are on one server, so that one script may name any of them."""
+        return self._address.deployment is not Deployment.CLUSTER
+
+    def script(self, text: str) -> str:
+        """Have the script at hand on every server, and return the digest by which `run` names it."""
+        digest = sha1(text.encode(), usedforsecurity=False).hexdigest()  # Redis names scripts so
+        if digest not in self._scripts:
+            self._scripts[digest] = text
+            for line in self._lines.values():
+                with suppress(RedisDown):  # the next connection loads it
+                    line.ask(("SCRIPT", "LOAD", text))
+        return digest
+
+    def run(self, digest: str, keys: Sequence[str], arguments: Sequence[str | int | bytes]) -> "asyncio.Future[Any]":
+        """Run a script in one round trip and return the future of its answer; all keys share a slot.
 
         Raises:
             RedisDown: at once without a connection; from the future if it breaks, or no answer comes in time.
         """
-        if self._line is None:
+        return self._line_of(keys[0]).ask(("EVALSHA", digest, len(keys), *keys, *arguments))
+
+    def ask(self, key: str, *command: str | int | bytes) -> "asyncio.Future[Any]":
+        """Send a command to the server that holds `key` and return the future of its answer.
+
+        Raises:
+            RedisDown: as from `run`.
+        """
+        return self._line_of(key).ask(command)
+
+    def run_of(self, key: str) -> str:
+        """Return which run of its server holds `key`: another one after a restart or a failover.
+
+        Raises:
+            RedisDown: if it is not known.
+        """
+        return self._line_of(key).run
+
+    async def open(self, key: str) -> Line:
+        """Return a connection of the caller's own to the server that holds `key`.
+
+        Raises:
+            RedisDown: if there is none.
+        """
+        line = self._line_of(key)
+        host = next((host for host, known in self._lines.items() if known is line), None)
+        if host is None:
             raise RedisDown("not connected")
-        return self._line.ask(("EVALSHA", self._digest, len(keys), *keys, *arguments))
+        return await open_line(self._address, host, self._timeout, _nothing)
+
+    def _line_of(self, key: str) -> Line:
+        if self._only is not None:
+            return self._only
+        host = self._slots[key_slot(key.encode())] if self._slots else None
+        if host is None or host not in self._lines:
+            raise RedisDown("not connected")
+        return self._lines[host]
 
     async def _keep(self) -> None:
         while True:
-            if self._line is not None:
-                await self._line.lost
-                self._line = None
+            await self._disturbed.wait()
+            self._disturbed.clear()
+            if not await self._connect():
+                await asyncio.sleep(RECONNECT_SECONDS)
+                self._disturbed.set()
+
+    async def _connect(self) -> bool:
+        """Find out where the keys are and open what is missing; return whether every key has its server."""
+        try:
+            slots = await self._locate()
+        except RedisDown:
+            return False
+        hosts = {host for host in slots if host is not None}
+        for host in [known for known, line in self._lines.items() if line.lost.done() or known not in hosts]:
+            line = self._lines.pop(host)
+            if line.lost.done():
                 REDIS_FAILURES.labels("pipe").inc()
                 log.warning("connection to redis lost")
-            with suppress(RedisDown):
-                await self._connect()
-                continue
-            await asyncio.sleep(RECONNECT_SECONDS)
+            else:  # what is asked there is answered first
+                asyncio.get_running_loop().call_later(self._timeout, line.cut)
+        opened = await asyncio.gather(*(self._open(host) for host in hosts - self._lines.keys()))
+        self._slots = slots if not self.one_server else []
+        self._only = next(iter(self._lines.values()), None) if self.one_server else None
+        return all(opened) and None not in slots
 
-    async def _connect(self) -> None:
-        address = self._address
-        secure = ssl.create_default_context() if address.get("connection_class") is SSLConnection else None
+    async def _open(self, host: tuple[str, int]) -> bool:
         try:
-            async with asyncio.timeout(self._timeout):
-                _, line = await asyncio.get_running_loop().create_connection(
-                    lambda: _Line(self._timeout), address["host"], address.get("port", 6379), ssl=secure
-                )
-                if "password" in address:
-                    await line.ask(("AUTH", address.get("username") or "default", address["password"]))
-                await line.ask(("SELECT", address.get("db", 0)))
-                await line.ask(("SCRIPT", "LOAD", self._script))
-        except (OSError, TimeoutError, hiredis.HiredisError) as error:
-            raise RedisDown(type(error).__name__) from error
-        self._line = line
+            line = await open_line(self._address, host, self._timeout, self._disturbed.set)
+            for text in self._scripts.values():
+                await line.ask(("SCRIPT", "LOAD", text))
+        except RedisDown:
+            return False
+        self._lines[host] = line
+        return True
 
+    async def _locate(self) -> list[tuple[str, int] | None]:
+        """Return the server of each slot; of one for all where there is only one.
 
-class _Line(asyncio.Protocol):
-    """One open connection: questions in, answers in the same order out."""
+        Raises:
+            RedisDown: if nobody says.
+        """
+        if self._address.deployment is Deployment.SERVER:
+            return [self._address.hosts[0]]
+        if self._address.deployment is Deployment.SENTINEL:
+            plain = RedisAddress(Deployment.SERVER, self._address.hosts)
+            host, port = await self._first(plain, "SENTINEL", "get-master-addr-by-name", self._address.service)
+            return [(host.decode(), int(port))]
+        slots: list[tuple[str, int] | None] = [None] * _SLOTS
+        for first, last, (host, port, *_), *_ in await self._first(self._address, "CLUSTER", "SLOTS"):
+            slots[first : last + 1] = [(host.decode(), port)] * (last + 1 - first)
+        return slots
 
-    def __init__(self, timeout: float) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._timeout = timeout
-        self._reader = hiredis.Reader()
-        self._pending: deque[tuple[float, asyncio.Future[Any]]] = deque()
-        self._outgoing: list[bytes] = []
-        self._watch: asyncio.TimerHandle | None = None
-        self._transport: asyncio.Transport
-        self.lost: asyncio.Future[None] = self._loop.create_future()
-
-    def ask(self, command: tuple[str | int | bytes, ...]) -> asyncio.Future[Any]:
-        """Send one command, with all others of this turn of the loop, and return the future of its answer."""
-        if self.lost.done() or len(self._pending) >= MOST_WAITING:
-            raise RedisDown("no connection that keeps up")
-        answer: asyncio.Future[Any] = self._loop.create_future()
-        now = self._loop.time()
-        self._pending.append((now, answer))
-        if not self._outgoing:
-            self._loop.call_soon(self._flush)
-        self._outgoing.append(hiredis.pack_command(cast("Any", command)))  # typed as a tuple of one
-        if self._watch is None:
-            self._watch = self._loop.call_at(now + self._timeout, self._look)
-        return answer
-
-    def cut(self) -> None:
-        """Break the connection off; whoever waits on it is told."""
-        self._transport.abort()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the way out."""
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's own is no subclass of it
-
-    def data_received(self, data: bytes) -> None:
-        """Hand out the answers that are whole."""
-        self._reader.feed(data)
-        while (answer := self._reader.gets()) is not False:
-            _, waiting = self._pending.popleft()
-            if waiting.done():  # its caller went away
+    async def _first(self, address: RedisAddress, *command: str) -> Any:
+        """Return the first answer that any of the hosts gives, those first that are known to live."""
+        for host in dict.fromkeys((*self._lines, *address.hosts) if not self.one_server else address.hosts):
+            try:
+                line = await open_line(address, host, self._timeout, _nothing)
+                try:
+                    if answer := await line.ask(command):
+                        return answer
+                finally:
+                    line.cut()
+            except RedisDown:
                 continue
-            if isinstance(answer, Exception):
-                # A restart may have lost the script, a replica refuses writes: in each case a new connection is needed.
-                waiting.set_exception(RedisDown(str(answer).partition(" ")[0]))
-                self.cut()
-            else:
-                waiting.set_result(answer)
+        raise RedisDown("nobody says where the keys are")
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Tell everybody who waits."""
-        if self._watch is not None:
-            self._watch.cancel()
-        for _, waiting in self._pending:
-            if not waiting.done():
-                waiting.set_exception(RedisDown(type(exc).__name__ if exc else "closed"))
-        self._pending.clear()
-        if not self.lost.done():
-            self.lost.set_result(None)
 
-    def _flush(self) -> None:
-        if not self.lost.done():
-            self._transport.write(b"".join(self._outgoing))
-        self._outgoing.clear()
-
-    def _look(self) -> None:
-        # One timer for all calls: the oldest is the first that can be late.
-        self._watch = None
-        if not self._pending:
-            return
-        late_at = self._pending[0][0] + self._timeout
-        if late_at <= self._loop.time():
-            self.cut()
-        else:
-            self._watch = self._loop.call_at(late_at, self._look)
+def _nothing() -> None:
+    return

@@ -8,16 +8,19 @@ While it stands only the primary answers the profile: so nobody who has seen a c
 next, whoever wrote it, a request or a worker. A process that dies in between leaves the mark, which then runs out.
 """
 
+import asyncio
 import secrets
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from time import time
-from typing import Any
 from uuid import UUID
 
 from app.core import context
 from app.core.context import NEWEST
 from app.core.settings import DatabaseSettings
-from app.scaling.redis_link import RedisDown, RedisLink
+from app.scaling.pipe import Pipe
+from app.scaling.redis_link import RedisDown
 
 # A position matters until every healthy replica has passed it; a replica that lags by more than the largest allowed
 # lag (300 s in the settings) takes no reads.
@@ -50,24 +53,20 @@ class Positions:
     """The positions of all profiles. Without Redis nothing is kept: then only a `Consistency-Token` says them.
 
     Args:
-        link: the Redis that keeps them.
+        pipe: to the Redis that keeps them.
         settings: the largest lag of a replica that takes reads.
     """
 
-    def __init__(self, link: RedisLink, settings: DatabaseSettings) -> None:
-        self._link = link
+    def __init__(self, pipe: Pipe, settings: DatabaseSettings) -> None:
+        self._pipe = pipe
         self._mark_seconds = MARK_SECONDS + settings.replica_max_lag
-        self._settle = link.client.register_script(_SETTLE)
+        self._settle = pipe.script(_SETTLE)
 
-    def ask(self, pipeline: Any, profile_id: UUID) -> None:
-        """Add the question for the profile's positions to a pipeline; `heed` takes the answer."""
-        pipeline.hgetall(_name(profile_id))
-
-    def heed(self, answer: dict[bytes, bytes]) -> None:
-        """Have the reads of the work at hand reach what the answer to `ask` says."""
+    def heed(self, answer: Sequence[bytes]) -> None:
+        """Have the reads of the work at hand reach what HGETALL of `name_of` says, field and value by turns."""
         work = context.current()
         now = time() * 1000
-        for field, value in answer.items():
+        for field, value in zip(answer[::2], answer[1::2], strict=True):
             shard, under_way, _ = field.partition(b":")
             if not under_way:
                 work.reached(int(shard), int(value))
@@ -78,14 +77,12 @@ class Positions:
         """Note that a transaction for the profile begins on the shard."""
         mark = Mark(profile_id, shard, f"{shard}:{secrets.token_hex(4)}")
         until = int((time() + self._mark_seconds) * 1000)
-        try:
-            async with self._link.calling("positions") as client:
-                pipeline = client.pipeline(transaction=False)
-                pipeline.hset(_name(profile_id), mark.field, until)
-                pipeline.expire(_name(profile_id), POSITIONS_TTL)
-                await pipeline.execute()
-        except RedisDown:
-            pass
+        name = name_of(profile_id)
+        with suppress(RedisDown):
+            await asyncio.gather(
+                self._pipe.ask(name, "HSET", name, mark.field, until),
+                self._pipe.ask(name, "EXPIRE", name, POSITIONS_TTL),
+            )
         return mark
 
     async def settle(self, mark: Mark, position: int) -> None:
@@ -96,13 +93,13 @@ class Positions:
         if position >= NEWEST:
             return
         try:
-            async with self._link.calling("positions"):
-                await self._settle(
-                    keys=[_name(mark.profile_id)], args=[mark.shard, position, mark.field, POSITIONS_TTL]
-                )
+            await self._pipe.run(
+                self._settle, [name_of(mark.profile_id)], [mark.shard, position, mark.field, POSITIONS_TTL]
+            )
         except RedisDown:
             return  # the Consistency-Token of the answer still says it
 
 
-def _name(profile_id: UUID) -> str:
+def name_of(profile_id: UUID) -> str:
+    """Return the name under which Redis holds the profile's positions."""
     return f"positions:{{{profile_id}}}"

@@ -9,11 +9,12 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 import limits
-from redis.commands.core import AsyncScript
 
 from app.core.errors import RateLimited
-from app.core.telemetry import RATE_LIMITED
-from app.scaling.redis_link import RedisDown, RedisLink
+from app.core.settings import RateSettings
+from app.core.telemetry import LIMITED_LOCALLY, RATE_LIMITED
+from app.scaling.pipe import Pipe
+from app.scaling.redis_link import RedisDown
 
 # Windows that one instance counts for itself while Redis is down; the oldest is forgotten first.
 LOCAL_WINDOWS = 10_000
@@ -86,14 +87,14 @@ class RateLimiter:
     """The limiter of one instance.
 
     Args:
-        link: the Redis that counts for all of them.
+        pipe: to the Redis that counts for all of them.
         instances: how many instances share a limit while Redis is down.
     """
 
-    def __init__(self, link: RedisLink, instances: int) -> None:
-        self._link = link
-        self._take: AsyncScript = link.client.register_script(_TAKE)
-        self._return: AsyncScript = link.client.register_script(_GIVE_BACK)
+    def __init__(self, pipe: Pipe, instances: int) -> None:
+        self._pipe = pipe
+        self._take = pipe.script(_TAKE)
+        self._return = pipe.script(_GIVE_BACK)
         self._instances = instances
         self._local: OrderedDict[str, tuple[int, float]] = OrderedDict()
 
@@ -106,9 +107,9 @@ class RateLimiter:
         """
         name = name_of(policy, subject)
         try:
-            async with self._link.calling("limit"):
-                allowed, remaining, left = await self._take(keys=[name], args=[policy.quota, policy.window * 1000])
+            allowed, remaining, left = await self._pipe.run(self._take, [name], [policy.quota, policy.window * 1000])
         except RedisDown:
+            LIMITED_LOCALLY.inc()
             allowed, remaining, left = self._take_locally(name, policy)
         if not allowed:
             RATE_LIMITED.labels(policy.name).inc()
@@ -118,8 +119,7 @@ class RateLimiter:
         """Take back what was counted and not used."""
         name = name_of(policy, subject)
         try:
-            async with self._link.calling("limit"):
-                await self._return(keys=[name], args=[permits])
+            await self._pipe.run(self._return, [name], [permits])
         except RedisDown:
             used, ends = self._local.get(name, (0, 0.0))
             self._local[name] = (max(0, used - permits), ends)
@@ -136,6 +136,11 @@ class RateLimiter:
         if len(self._local) > LOCAL_WINDOWS:
             self._local.popitem(last=False)
         return allowed, quota - used - allowed, (ends - now) * 1000
+
+
+def tiers_of(rates: RateSettings) -> dict[str, Policy]:
+    """Return the limit of each tier of profiles; the first is that of a tier without one of its own."""
+    return {name: Policy.parse(name, getattr(rates, name), "profile") for name in ("free", "pro", "enterprise")}
 
 
 def name_of(policy: Policy, subject: str) -> str:

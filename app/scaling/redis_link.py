@@ -1,14 +1,16 @@
-"""The connection to Redis: short timeouts, a breaker, and one error that every user of it has an answer to.
+"""redis-py's way to Redis, for what is rare: locks, streams, upkeep. Short timeouts, a breaker, and one error.
 
-redis-py's defaults wait and retry for seconds; a request must not. Here a call has a quarter of a second, and once a
-few calls in a row have failed the breaker refuses the next ones at once, so that a dead Redis costs next to nothing.
+What nearly every request asks goes through `pipe.py`. redis-py's defaults wait and retry for seconds; a request must
+not. Here a call has a quarter of a second, and once a few calls in a row have failed the breaker refuses the next ones
+at once, so that a dead Redis costs next to nothing.
 """
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, Connection, Redis, RedisCluster, Sentinel, SSLConnection
+from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
@@ -21,6 +23,7 @@ from redis.exceptions import (
     ResponseError,
 )
 
+from app.core.addresses import Deployment
 from app.core.settings import RedisSettings
 from app.core.telemetry import REDIS_FAILURES
 from app.scaling.outbound import Breaker, Refused
@@ -34,31 +37,22 @@ class RedisDown(Exception):
 
 
 class RedisLink:
-    """One Redis server for one process.
+    """One Redis, whatever its deployment, for one process.
 
     Args:
         settings: where it is and how long a call may take.
     """
 
     def __init__(self, settings: RedisSettings) -> None:
-        self.client: Redis = Redis(
-            connection_pool=BlockingConnectionPool.from_url(
-                settings.address,
-                max_connections=settings.connections,
-                timeout=settings.timeout,  # waiting for a free connection counts like waiting for an answer
-                socket_timeout=settings.timeout,
-                socket_connect_timeout=settings.timeout,
-                # One more try at once: it replaces a pooled connection that a restart of Redis has cut.
-                retry=Retry(NoBackoff(), 1),
-                protocol=3,
-            )
-        )
+        self.client: Any = _client(settings)
         # A second: long enough that a dead Redis is asked once a second, short enough to come back unnoticed.
         self.breaker = Breaker("redis", failures=3, reset_after=1.0)
 
     async def stop(self) -> None:
         """Close all connections."""
-        await self.client.aclose(close_connection_pool=True)  # a pool that was handed in stays open otherwise
+        await self.client.aclose()
+        if not isinstance(self.client, RedisCluster):
+            await self.client.connection_pool.disconnect()  # a pool that was handed in stays open otherwise
 
     @asynccontextmanager
     async def calling(self, purpose: str) -> AsyncIterator[Any]:
@@ -83,6 +77,41 @@ class RedisLink:
                     raise RedisDown(type(error).__name__) from error
         except Refused as error:
             raise RedisDown("refused by the breaker") from error
+
+
+def _client(settings: RedisSettings) -> Any:
+    """Return redis-py's client of the deployment; their commands are the same, their classes are not related."""
+    address = settings.address
+    common: dict[str, Any] = {
+        "username": address.username,
+        "password": address.password,
+        "socket_timeout": settings.timeout,
+        "socket_connect_timeout": settings.timeout,
+        # One more try at once: it replaces a pooled connection that a restart of Redis has cut.
+        "retry": Retry(NoBackoff(), 1),
+        "protocol": 3,
+    }
+    if address.deployment is Deployment.CLUSTER:
+        nodes = [ClusterNode(*host) for host in address.hosts]
+        return RedisCluster(startup_nodes=nodes, max_connections=settings.connections, ssl=address.tls, **common)
+    if address.deployment is Deployment.SENTINEL:
+        sentinel = Sentinel(  # type: ignore[no-untyped-call]
+            list(address.hosts),
+            sentinel_kwargs={name: common[name] for name in ("socket_timeout", "socket_connect_timeout")},
+        )
+        return sentinel.master_for(address.service, max_connections=settings.connections, **common)
+    ((host, port),) = address.hosts
+    return Redis(
+        connection_pool=BlockingConnectionPool(
+            connection_class=SSLConnection if address.tls else Connection,
+            host=host,
+            port=port,
+            db=address.database,
+            max_connections=settings.connections,
+            timeout=settings.timeout,  # waiting for a free connection counts like waiting for an answer
+            **common,
+        )
+    )
 
 
 def _refuses(error: RedisError) -> bool:

@@ -99,7 +99,7 @@ async def test_what_is_not_there_is_the_same_problem_both_ways(
 @pytest.mark.sabotage(
     path="app/domain/sessions/service.py",
     take_out="await self._near.forget([name_of(profile_id, key) for key in keys])",
-    put="await self._link.client.delete(*[name_of(profile_id, key) for key in keys])",
+    put="[await self._pipe.ask(name, 'DEL', name) for name in [name_of(profile_id, key) for key in keys]]",
 )
 async def test_an_ended_session_is_refused_at_once_by_an_instance_that_has_it_at_hand(
     instances: list[httpx.AsyncClient], new_customer: Make

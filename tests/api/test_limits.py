@@ -14,6 +14,7 @@ from expectations import check_problem
 
 from app.core.settings import Settings
 from app.core.telemetry import DATABASE_STATEMENTS
+from app.domain.sessions.admission import Admissions
 from app.domain.sessions.rules import new_token
 from app.main import create_app
 from app.wiring import Resources
@@ -36,7 +37,8 @@ async def connect(settings: Settings, resources: Resources) -> AsyncIterator[Con
     service = settings.service.model_copy(update={"trusted_proxies": (ip_network("10.0.0.0/8"),)})
     low = settings.model_copy(update={"rates": rates, "service": service})
     app = create_app(low)
-    app.state.resources = replace(resources, settings=low)
+    admissions = Admissions(resources.pipe, resources.pipe, resources.near, resources.limiter, low)
+    app.state.resources = replace(resources, settings=low, admissions=admissions)
     opened: list[httpx.AsyncClient] = []
 
     def make(address: str) -> httpx.AsyncClient:

@@ -121,7 +121,7 @@ async def test_a_client_without_a_session_sees_its_writes_by_the_consistency_tok
         identifier, token = created.json()["id"], created.headers["consistency-token"]
         # Without the cache, which holds what was written: the database has to answer.
         redis = Redis.from_url(cluster.process("redis").address or "")
-        assert await redis.delete(f"profile:{identifier}")
+        assert await redis.delete(*await redis.keys(f"profile:*{identifier}*"))
         await redis.aclose()
         found = await client.get(f"/api/v1/profiles/{identifier}", headers={"Consistency-Token": token})
         assert (found.status_code, node_of(found)) == (200, "primary"), found.text

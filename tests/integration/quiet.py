@@ -213,7 +213,7 @@ async def _settled(resources: Resources) -> None:
     async def answers() -> bool:
         try:
             async with resources.redis.calling("test") as client:
-                return bool(await client.ping())
+                return bool(await client.ping() and await resources.pipe.ask("test", "PING"))
         except RedisDown:
             return False
 

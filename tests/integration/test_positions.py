@@ -140,10 +140,7 @@ async def test_a_position_is_never_lowered(quiet: Resources) -> None:
     profile_id = new_id()
     for shard, position in ((0, 50), (1, 7), (0, 40), (1, 9)):
         await kept.settle(await kept.mark(profile_id, shard), position)
-    async with quiet.redis.calling("test") as client:
-        pipeline = client.pipeline(transaction=False)
-        kept.ask(pipeline, profile_id)
-        (answer,) = await pipeline.execute()
+    answer = await quiet.pipe.ask(room.name_of(profile_id), "HGETALL", room.name_of(profile_id))
     with context.working(stranger()) as work:
         kept.heed(answer)
         assert (work.positions, work.unsettled) == ({0: 50, 1: 9}, set())

@@ -6,10 +6,10 @@ from uuid import uuid4
 import pytest
 from conftest import until
 
-from app.core.settings import RedisSettings
+from app.core.addresses import RedisAddress
 from app.scaling import ratelimit
+from app.scaling.pipe import Pipe
 from app.scaling.ratelimit import Policy, RateLimiter, Verdict
-from app.scaling.redis_link import RedisLink
 from app.wiring import Resources
 
 pytest_plugins = ("quiet",)
@@ -27,7 +27,7 @@ def subject() -> str:
 def alone(monkeypatch: pytest.MonkeyPatch) -> RateLimiter:
     """The limiter of one of four instances whose Redis is not there."""
     monkeypatch.setattr(ratelimit, "LOCAL_WINDOWS", 10)
-    return RateLimiter(RedisLink(RedisSettings(url="redis://127.0.0.1:1/0")), instances=4)
+    return RateLimiter(Pipe(RedisAddress.parse("redis://127.0.0.1:1/0"), 1.0), instances=4)
 
 
 @pytest.mark.sabotage(

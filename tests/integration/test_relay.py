@@ -39,7 +39,7 @@ async def streamed(apart: Apart) -> list[tuple[str, str]]:
 
 
 def test_every_route_leads_to_a_task_and_every_task_is_reached() -> None:
-    routed = [task for tasks in ROUTES.values() for task in tasks]
+    routed = {task for tasks in ROUTES.values() for task in tasks}
     assert sorted(routed) == sorted(task.name for task in TASKS)
     assert {task.partition(".")[0] for task in routed} <= set(QUEUES)
 

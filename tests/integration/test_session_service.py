@@ -91,7 +91,7 @@ async def test_past_its_most_sessions_a_profile_loses_the_one_that_was_not_used_
     quiet: Resources, other: Resources, profile: Profile
 ) -> None:
     few = quiet.settings.sessions.model_copy(update={"most": 3})
-    sessions = Sessions(quiet.database, quiet.redis, quiet.near, quiet.positions, known=quiet.profiles, settings=few)
+    sessions = Sessions(quiet.database, quiet.pipe, quiet.near, quiet.positions, known=quiet.profiles, settings=few)
     signed_in = [await sessions.sign_in(profile.email, PASSWORD, f"device {number}") for number in range(5)]
     listed = {view["key"]: view["id"] for view in await quiet.sessions.listed(profile.id)}
     assert set(listed) == {each.session.key for each in signed_in[2:]}

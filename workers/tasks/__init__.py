@@ -18,6 +18,7 @@ TASKS: tuple[Task, ...] = (
     confirmed.record_sale,
     upkeep.forget_sessions,
     upkeep.end_sessions,
+    upkeep.refresh_profile,
 )
 
 CHORES: tuple[Chore, ...] = (upkeep.sweep_directory, upkeep.reconcile_payments, upkeep.purge)

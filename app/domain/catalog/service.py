@@ -17,7 +17,7 @@ from app.core.errors import Conflict, Invalid, NotFound, PreconditionFailed
 from app.core.ids import new_id
 from app.domain.catalog.rules import Allocation, NewProduct, OnHand, OutOfStock, Product, Reserved, Wanted, allocate
 from app.domain.catalog.tables import products, reservations, stock, warehouses
-from app.scaling.cache import ABSENT, LIST, PRODUCT, SEARCH, Cache, Entry
+from app.scaling.cache import ABSENT, LIST, PRODUCT, SEARCH, Cache, Entry, Load
 from app.scaling.database import CATALOG_SHARD, Database, Writer
 from app.scaling.dialect import insert_ignore
 from app.scaling.paging import Cursors
@@ -41,15 +41,11 @@ class Catalog:
         self._database = database
         self._cache = cache
         self._cursors = cursors
+        cache.loads(PRODUCT, self._loader)
 
     async def product(self, product_id: UUID) -> Entry:
         """Return the product as JSON bytes, with its revision; no body for an unknown one."""
-
-        async def load() -> Entry:
-            row = await self._database.reader().first(select(*_COLUMNS).where(products.c.id == product_id))
-            return ABSENT if row is None else _entry(_product(row))
-
-        return await self._cache.read(PRODUCT, str(product_id), load)
+        return await self._cache.read(PRODUCT, str(product_id), self._loader(str(product_id)))
 
     async def priced(self, product_ids: Iterable[UUID]) -> dict[UUID, Product]:
         """Return the products that exist among `product_ids`, as they are now, for an order's lines."""
@@ -237,6 +233,13 @@ class Catalog:
                     updated_at=datetime.now(UTC),
                 )
             )
+
+    def _loader(self, key: str) -> Load:
+        async def load() -> Entry:
+            row = await self._database.reader().first(select(*_COLUMNS).where(products.c.id == UUID(key)))
+            return ABSENT if row is None else _entry(_product(row))
+
+        return load
 
     async def _claim(self, writer: Writer, order_id: UUID) -> bool:
         now = datetime.now(UTC)

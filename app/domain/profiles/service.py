@@ -16,7 +16,7 @@ from app.domain.profiles.passwords import Passwords
 from app.domain.profiles.rules import MEMBER, TIERS, Location, NewProfile, Profile, normalise_email
 from app.domain.profiles.tables import profiles
 from app.scaling import outbox
-from app.scaling.cache import ABSENT, LIST, PROFILE, Cache, Entry
+from app.scaling.cache import ABSENT, LIST, PROFILE, Cache, Entry, Load
 from app.scaling.database import Database
 from app.scaling.dialect import json_contains
 from app.scaling.paging import Cursors
@@ -44,6 +44,7 @@ class Profiles:
         self._cache = cache
         self._cursors = cursors
         self._passwords = passwords
+        cache.loads(PROFILE, self._loader)
 
     async def verify(self, email: str, password: str) -> Profile | None:
         """Return the profile that this address and password open, or None; both take as long.
@@ -95,12 +96,20 @@ class Profiles:
 
     async def public(self, profile_id: UUID) -> Entry:
         """Return the public view as JSON bytes with its version; no body for an unknown or erased profile."""
+        return await self._cache.read(PROFILE, str(profile_id), self._loader(str(profile_id)))
 
-        async def load() -> Entry:
-            row = await self._database.reader(profile_id).first(_by_id(profile_id))
-            return ABSENT if row is None else _entry(_profile(row))
+    async def refresh(self, profile_id: UUID) -> None:
+        """Have the cache show the profile as it is, whatever it was told of it before.
 
-        return await self._cache.read(PROFILE, str(profile_id), load)
+        Raises:
+            RedisDown: if it cannot be told.
+        """
+        row = await self._database.reader(profile_id, newest=True).first(
+            select(profiles).where(profiles.c.profile_id == profile_id)
+        )
+        if row is not None:
+            entry = _entry(_profile(row)) if row.erased_at is None else Entry(row.version, None)
+            await self._cache.deliver(PROFILE, str(profile_id), entry)
 
     async def own(self, profile_id: UUID) -> Profile:
         """Return the whole profile, for the person themselves.
@@ -221,6 +230,15 @@ class Profiles:
         await self._directory.release(known.email)
         await self._cache.put(PROFILE, str(profile_id), Entry(version + 1, None))
         await self._raise_generation(profile_id)
+
+    def _loader(self, key: str) -> Load:
+        profile_id = UUID(key)
+
+        async def load() -> Entry:
+            row = await self._database.reader(profile_id).first(_by_id(profile_id))
+            return ABSENT if row is None else _entry(_profile(row))
+
+        return load
 
     async def _written(self, profile: Profile) -> None:
         await self._cache.put(PROFILE, str(profile.id), _entry(profile))

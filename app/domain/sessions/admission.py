@@ -8,18 +8,20 @@ those that are not used go back: together the instances never allow more than th
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import Any, NamedTuple
 
-from app.core.settings import SessionSettings
+from app.core.settings import Settings
 from app.core.telemetry import RATE_LIMITED
 from app.domain.sessions.rules import Session, load, name_of, read_token
+from app.scaling import positions
 from app.scaling.near import Near
 from app.scaling.pipe import Pipe
-from app.scaling.ratelimit import Policy, RateLimiter, Verdict
+from app.scaling.ratelimit import Policy, RateLimiter, Verdict, tiers_of
 from app.scaling.redis_link import RedisDown
 
 # An ended session is refused everywhere within a second, also by an instance that no push reaches.
@@ -33,30 +35,31 @@ MOST_LEASES = 10_000
 # The copy on the shard learns of use at most this often: idle time is then known to 5 minutes if Redis is lost.
 SEEN_EVERY = timedelta(minutes=5)
 
-# KEYS: session, and where a value is asked for, the value.
-# ARGV: idle seconds, how fresh `seen` must be, now, subject, wanted permits, then name, quota and window (ms) of each
-# tier, the first being the one of unknown tiers.
+# KEYS: session, positions, count of the limit, and where a value is asked for, the value.
+# ARGV: idle seconds, how fresh `seen` must be, now, wanted permits.
+# TIERS: quota and window (ms) by tier; `*` is that of a tier without one of its own.
 # A sixteenth of what is left at most, so that a caller near the limit is counted one by one; a value that is not there
-# takes one permit only, because the request goes on the longer way.
-ADMIT = """
+# takes one permit only, because the request goes on the longer way. The idle time is renewed once a sixtieth of it has
+# passed: renewing is a write, and few requests need one.
+_ADMIT = """
 local raw = redis.call('GET', KEYS[1])
 if not raw then return 0 end
 local session = cjson.decode(raw)
 if session[4] < ARGV[2] or session[5] <= ARGV[3] then return 0 end
-redis.call('EXPIRE', KEYS[1], ARGV[1])
-local tier = 6
-for i = 6, #ARGV, 3 do if ARGV[i] == session[1] then tier = i end end
-local quota, window = tonumber(ARGV[tier + 1]), tonumber(ARGV[tier + 2])
-local limit = 'limit:profile:{' .. ARGV[4] .. '}'
-local used, left = tonumber(redis.call('GET', limit) or '0'), redis.call('PTTL', limit)
-if left < 0 then used = 0; left = window end
-local value = KEYS[2] and redis.call('GET', KEYS[2])
+local idle = tonumber(ARGV[1])
+if redis.call('TTL', KEYS[1]) * 60 < idle * 59 then redis.call('EXPIRE', KEYS[1], idle) end
+local tiers = TIERS
+local tier = tiers[session[1]] or tiers['*']
+local quota, left = tier[1], redis.call('PTTL', KEYS[3])
+local used = 0
+if left < 0 then left = tier[2] else used = tonumber(redis.call('GET', KEYS[3])) end
+local value = KEYS[4] and redis.call('GET', KEYS[4])
 local positions = {}
-if not value then positions = redis.call('HGETALL', 'positions:{' .. ARGV[4] .. '}') end
+if not value then positions = redis.call('HGETALL', KEYS[2]) end
 local permits = 0
 if used < quota then
-  permits = math.max(1, math.min(tonumber(ARGV[5]), math.floor((quota - used) / 16)))
-  if used == 0 then redis.call('SET', limit, permits, 'PX', left) else redis.call('INCRBY', limit, permits) end
+  permits = math.max(1, math.min(tonumber(ARGV[4]), math.floor((quota - used) / 16)))
+  if used == 0 then redis.call('SET', KEYS[3], permits, 'PX', left) else redis.call('INCRBY', KEYS[3], permits) end
 end
 return {raw, permits, math.max(0, quota - used - permits), left, value or false, positions}
 """
@@ -69,13 +72,13 @@ class Admission(NamedTuple):
         session: theirs.
         verdict: of their limit.
         value: what Redis held under the name that was asked for along with it, or None.
-        positions: what their reads must have reached, as `Positions.heed` takes it; only where there was no value.
+        positions: what their reads must have reached, as `Positions.heed` takes it.
     """
 
     session: Session
     verdict: Verdict
     value: bytes | None
-    positions: dict[bytes, bytes]
+    positions: Sequence[bytes]
 
 
 @dataclass(slots=True)
@@ -98,17 +101,26 @@ class Admissions:
     """The admissions of one process; `start` gives back unused permits until `stop`.
 
     Args:
-        pipe: runs `ADMIT`.
+        pipe: to the Redis that holds sessions and limits.
+        values: to the Redis that holds cached values; the same one, or another.
         near: keeps sessions.
         limiter: takes permits back.
-        settings: how long a session lives without use.
+        settings: how long a session lives without use, and the limit of each tier.
     """
 
-    def __init__(self, pipe: Pipe, near: Near, limiter: RateLimiter, settings: SessionSettings) -> None:
+    def __init__(self, pipe: Pipe, values: Pipe, near: Near, limiter: RateLimiter, settings: Settings) -> None:
         self._pipe = pipe
+        self._values = values
+        # One script may name any keys of one server. On a cluster, or on two servers, the value is asked for beside it.
+        self._together = values is pipe and pipe.one_server
         self._near = near
         self._limiter = limiter
-        self._idle = settings.idle
+        self._idle = settings.sessions.idle
+        self._tiers = tiers_of(settings.rates)
+        self._default = next(iter(self._tiers.values()))
+        limits = {"*": self._default, **self._tiers}
+        written = ", ".join(f"['{name}'] = {{{each.quota}, {each.window * 1000}}}" for name, each in limits.items())
+        self._script = pipe.script(_ADMIT.replace("TIERS", f"{{{written}}}"))
         self._leases: OrderedDict[str, _Lease] = OrderedDict()
         self._sweeping: asyncio.Task[None] | None = None
 
@@ -135,14 +147,13 @@ class Admissions:
         now = monotonic()
         if now >= lease.ends:
             return None
-        return Admission(session, lease.use(now), None, {})
+        return Admission(session, lease.use(now), None, ())
 
-    async def admit(self, token: str, tiers: Mapping[str, Policy], value: str | None = None) -> Admission | None:
+    async def admit(self, token: str, value: str | None = None) -> Admission | None:
         """Return the admission of the caller, in one round trip.
 
         Args:
             token: theirs.
-            tiers: the limit of each tier; the first stands for a tier that is not named.
             value: the name of a cached value to bring along.
 
         Returns:
@@ -157,21 +168,30 @@ class Admissions:
         asked_at, moment, epoch = monotonic(), datetime.now(UTC), self._near.epoch
         lease = self._leases.get(subject)
         wanted = self._wanted(lease, asked_at)
-        keys = [name] if value is None else [name, value]
-        policies = [part for policy in tiers.values() for part in (policy.name, policy.quota, policy.window * 1000)]
-        fresh, now = _text(moment - SEEN_EVERY), _text(moment)
+        keys = [name, positions.name_of(profile_id), f"limit:profile:{{{subject}}}"]
+        aside: asyncio.Future[Any] | None = None
         try:
-            answer: Any = await self._pipe.run(keys, [self._idle, fresh, now, subject, wanted, *policies])
+            if value is not None:
+                if self._together:
+                    keys.append(value)
+                else:
+                    aside = self._values.ask(value, "GET", value)
+            answer: Any = await self._pipe.run(
+                self._script, keys, [self._idle, _text(moment - SEEN_EVERY), _text(moment), wanted]
+            )
         except RedisDown:
             return None
         if not answer:
             return None
-        raw, permits, remaining, left, held, positions = answer
+        raw, permits, remaining, left, held, reached = answer
+        if aside is not None:
+            with suppress(RedisDown):  # then it is not there
+                held = await aside
         session = load(profile_id, key, raw)
-        policy = tiers.get(session.tier) or next(iter(tiers.values()))
+        policy = self._tiers.get(session.tier, self._default)
         if not permits:
             RATE_LIMITED.labels(policy.name).inc()
-            return Admission(session, Verdict(policy, allowed=False, remaining=0, reset=_ceil(left / 1000)), None, {})
+            return Admission(session, Verdict(policy, allowed=False, remaining=0, reset=_ceil(left / 1000)), None, ())
         # Counted from before the question: the window here never ends after the one in Redis.
         ends = asked_at + left / 1000
         added = self._leases.get(subject)  # others of the same caller may have taken some meanwhile
@@ -184,7 +204,7 @@ class Admissions:
             self._leases.popitem(last=False)
         seconds = min(KEPT_SECONDS, (session.expires_at - moment).total_seconds())
         self._near.keep(name, session, epoch, seconds)
-        return Admission(session, verdict, held, dict(zip(positions[::2], positions[1::2], strict=True)))
+        return Admission(session, verdict, held, reached)
 
     def _wanted(self, lease: _Lease | None, now: float) -> int:
         if lease is None or not self._near.trusted():

@@ -23,11 +23,12 @@ from app.domain.profiles.tables import profiles
 from app.domain.sessions.admission import SEEN_EVERY
 from app.domain.sessions.rules import Session, SignedIn, dump, load, name_of, new_token, read_token
 from app.domain.sessions.tables import sessions
-from app.scaling import outbox
+from app.scaling import outbox, positions
 from app.scaling.database import Database, Writer
 from app.scaling.near import Near
+from app.scaling.pipe import Pipe
 from app.scaling.positions import Positions
-from app.scaling.redis_link import RedisDown, RedisLink
+from app.scaling.redis_link import RedisDown
 
 
 class Sessions:
@@ -35,9 +36,9 @@ class Sessions:
 
     Args:
         database: keeps the copies.
-        link: the Redis that answers.
+        pipe: to the Redis that answers.
         near: what instances keep of it.
-        positions: say what a caller's reads must have reached.
+        reached: say what a caller's reads must have reached.
         known: knows addresses and passwords.
         settings: how long sessions live.
     """
@@ -45,17 +46,17 @@ class Sessions:
     def __init__(
         self,
         database: Database,
-        link: RedisLink,
+        pipe: Pipe,
         near: Near,
-        positions: Positions,
+        reached: Positions,
         *,
         known: Profiles,
         settings: SessionSettings,
     ) -> None:
         self._database = database
-        self._link = link
+        self._pipe = pipe
         self._near = near
-        self._positions = positions
+        self._positions = reached
         self._profiles = known
         self._settings = settings
         self._recovering: dict[str, asyncio.Task[Session | None]] = {}
@@ -108,14 +109,14 @@ class Sessions:
             return None
         profile_id, key = parts
         try:
-            async with self._link.calling("session") as client:
-                pipeline = client.pipeline(transaction=False)
-                pipeline.getex(name_of(profile_id, key), ex=self._settings.idle)
-                self._positions.ask(pipeline, profile_id)
-                raw, positions = await pipeline.execute()
+            name, reached = name_of(profile_id, key), positions.name_of(profile_id)
+            raw, known = await asyncio.gather(
+                self._pipe.ask(name, "GETEX", name, "EX", self._settings.idle),
+                self._pipe.ask(reached, "HGETALL", reached),
+            )
         except RedisDown:
-            raw, positions = None, {}
-        self._positions.heed(positions)
+            raw, known = None, ()
+        self._positions.heed(known)
         if raw is None:
             # Callers of one session that miss it at once share one look at the copy.
             looking = self._recovering.get(key)
@@ -201,9 +202,10 @@ class Sessions:
     async def _keep(self, session: Session, *, again: bool = False) -> None:
         seconds = min(self._settings.idle, int((session.expires_at - datetime.now(UTC)).total_seconds()))
         try:
-            async with self._link.calling("session") as client:
-                # Again means over what is there: a session that is ended at this moment does not come back.
-                await client.set(name_of(session.profile_id, session.key), dump(session), ex=max(1, seconds), xx=again)
+            name = name_of(session.profile_id, session.key)
+            # Again means over what is there: a session that is ended at this moment does not come back.
+            only = ("XX",) if again else ()
+            await self._pipe.ask(name, "SET", name, dump(session), "EX", max(1, seconds), *only)
         except RedisDown:
             return  # the copy answers until it is back
 
