@@ -25,7 +25,7 @@ endif
 
 help: ## This list
 	sed -n 's/^\([a-z -]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
-	echo "  Settings: PORT=8001 INSTANCES=3 WORKERS=2 RELAYS=2 REPLICAS=1 RELOAD=1 PYTHON=python3.12"
+	echo "  Settings: PORT=8001 INSTANCES=3 SHARDS=2 WORKERS=2 RELAYS=2 REPLICAS=1 RELOAD=1 PYTHON=python3.12"
 
 setup: $(STAMP) ## Install Python packages and servers into .venv (the others do it themselves)
 

@@ -40,6 +40,20 @@ cli = typer.Typer(
 )
 
 
+# Each shard of the local cluster is two servers; a laptop has room for a few.
+MOST_SHARDS = 4
+
+
+def _number_of_shards(value: object) -> int:
+    """Read `--shards`. A list in the environment is the setting SHARDS of a real deployment and says nothing here."""
+    text = str(value).strip()
+    if text.startswith("["):
+        return 1
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_SHARDS:
+        raise typer.BadParameter(f"must be a number from 1 to {MOST_SHARDS}")
+    return int(text)
+
+
 letters = typer.Typer(help="Tasks that were given up: look at them, send them once more.", no_args_is_help=True)
 cli.add_typer(letters, name="dead-letters", rich_help_panel="Operations")
 Letter = Annotated[UUID, typer.Argument(help="A dead letter's id, as `scaleout dead-letters list` shows it.")]
@@ -54,6 +68,9 @@ def up(
     workers: Annotated[int, typer.Option(envvar="WORKERS", min=1, max=16, help="Worker processes.")] = 1,
     relays: Annotated[int, typer.Option(envvar="RELAYS", min=1, max=8, help="Outbox relays.")] = 1,
     replicas: Annotated[int, typer.Option(envvar="REPLICAS", min=0, max=8, help="Streaming replicas.")] = 2,
+    shards: Annotated[
+        int, typer.Option(envvar="SHARDS", parser=_number_of_shards, metavar="N", help="Primaries with replicas.")
+    ] = 1,
     reload: Annotated[bool, typer.Option("--reload", envvar="RELOAD", help="Restart when the code changes.")] = False,
 ) -> None:
     """Start the whole cluster on this machine; Ctrl-C stops it."""
@@ -62,7 +79,7 @@ def up(
         from deploy.local.cluster import Cluster  # noqa: PLC0415
         from deploy.local.programs import Sizes  # noqa: PLC0415
 
-        sizes = Sizes(instances=instances, workers=workers, relays=relays, replicas=replicas)
+        sizes = Sizes(instances=instances, workers=workers, relays=relays, replicas=replicas, shards=shards)
         code = terminal.up(Cluster(FOLDER, port=port, sizes=sizes, reload=reload), detach=detach)
     raise typer.Exit(code)
 

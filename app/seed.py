@@ -82,8 +82,9 @@ async def seed(resources: Resources, say: Callable[[str], None]) -> None:
     password_hash = await resources.passwords.hash(PASSWORD)
     async with resources.database.writer() as writer:
         await _insert(writer, email_directory, _addresses(secret))
+    places = await resources.database.map.now()
     for shard in range(len(resources.database.shards)):
-        rows = (row for row in _profiles(password_hash) if resources.database.shard_number(row["profile_id"]) == shard)
+        rows = (row for row in _profiles(password_hash) if places.shard_of(row["profile_id"]) == shard)
         async with resources.database.writer_of(shard) as writer:
             await _insert(writer, profiles, rows)
     say(f"{PROFILES:,} profiles, each with the password “{PASSWORD}”")

@@ -6,6 +6,7 @@ wait and find nothing left to do. Migrations only add, so old and new code run s
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,16 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, false, insert, or_, select, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from app.core.settings import Settings
+from app.core.settings import Settings, SettingsError
+from app.domain.profiles.tables import profiles
 from app.domain.tables import metadata
+from app.scaling.database import shard_map
+from app.scaling.dialect import logical_shard_of
+from app.scaling.sharding import ShardMap
 
 FOLDER = Path(__file__).parent
 # Any number that nothing else in the database uses for an advisory lock: "scaleout" in base 36, cut to 63 bits.
@@ -36,13 +41,16 @@ def configuration() -> Config:
 
 
 def upgrade(settings: Settings) -> None:
-    """Bring every shard to the newest schema.
+    """Bring every shard to the newest schema, and write down where everything is if that is not written down yet.
 
     Raises:
         OSError, SQLAlchemyError: a shard cannot be reached or refuses a step; it is as it was before that step.
+        SettingsError: the settings name fewer shards than hold something, or put elsewhere what is there already.
     """
-    for shard in settings.database.shards:
+    shards = settings.database.shards
+    for shard in shards:
         asyncio.run(_on(shard.primary, _upgrade))
+    asyncio.run(_on(shards[0].primary, partial(_state_map, [shard.held for shard in shards])))
 
 
 def check(url: str) -> list[str]:
@@ -83,10 +91,36 @@ async def _on(url: str, work: Callable[[Connection], Any]) -> Any:
 
 def _upgrade(connection: Connection) -> None:
     connection.execute(text(f"SET statement_timeout = {MIGRATION_TIMEOUT}"))
-    connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
+    _wait_for_others(connection)
     config = configuration()
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
+
+
+def _wait_for_others(connection: Connection) -> None:
+    connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
+
+
+def _state_map(held: list[tuple[int, int] | None], connection: Connection) -> None:
+    """Make the settings' map the first one. From then on only moves change it, and the settings only name servers."""
+    _wait_for_others(connection)
+    row = connection.execute(select(shard_map)).first()
+    if row is None:
+        first = ShardMap.of_settings(held)
+        own = or_(*(logical_shard_of(profiles.c.profile_id).between(*ends) for ends in held[:1] if ends), false())
+        if connection.execute(select(profiles.c.profile_id).where(~own).limit(1)).first():
+            raise SettingsError(
+                "SHARDS: the first shard holds profiles that SHARDS puts elsewhere. Give it 0 to 1023 and the others "
+                "no first and last; then move ranges to them with `scaleout shards move`."
+            )
+        connection.execute(insert(shard_map).values(id=1, epoch=1, body=first.to_json()))
+        return
+    for place in ShardMap.from_json(row.epoch, row.body).ranges:
+        if place.shard >= len(held):
+            raise SettingsError(
+                f"SHARDS: names {len(held)} shards, but logical shards {place.first} to {place.last} are on shard "
+                f"{place.shard}. Name its servers too, or move them away first with `scaleout shards move`."
+            )
 
 
 def _differences(connection: Connection) -> list[str]:

@@ -16,6 +16,7 @@ from app.api.dependencies import ResourcesDep, TrustedAdmin
 from app.api.fields import PageCursor, PageLimit
 from app.api.problems import responses
 from app.api.representations import written
+from app.scaling.sharding import Phase
 
 router = APIRouter(
     prefix="/api/v1/admin",
@@ -56,19 +57,35 @@ class NodeView(BaseModel):
     in_flight: int
 
 
+class RangeView(BaseModel):
+    """The logical shards `first` to `last`, both included."""
+
+    first: int
+    last: int
+
+
 class ShardView(BaseModel):
     """A shard: which of the 1024 logical shards it holds, and its replicas."""
 
     number: int
-    first: int
-    last: int
+    ranges: list[RangeView]
     replicas: list[NodeView]
 
 
+class MoveView(RangeView):
+    """A range that is being moved."""
+
+    source: int
+    target: int
+    phase: Phase
+
+
 class ShardsView(BaseModel):
-    """All shards, as one instance sees them."""
+    """All shards, as one instance sees them; the map's epoch grows with every change."""
 
     instance: str
+    epoch: int
+    move: MoveView | None
     items: list[ShardView]
 
 
@@ -118,11 +135,11 @@ async def replay(letter_id: UUID, _admin: TrustedAdmin, resources: ResourcesDep)
 @router.get("/shards", response_model=ShardsView, operation_id="listShards", summary="Shards and replicas")
 async def shards(_admin: TrustedAdmin, resources: ResourcesDep) -> Response:
     """Return the shards and what this instance last saw of their replicas."""
+    places = resources.database.map.latest
     items = [
         {
             "number": shard.number,
-            "first": address.first,
-            "last": address.last,
+            "ranges": [{"first": place.first, "last": place.last} for place in places.held_by(shard.number)],
             "replicas": [
                 {
                     "name": replica.name,
@@ -133,9 +150,17 @@ async def shards(_admin: TrustedAdmin, resources: ResourcesDep) -> Response:
                 for replica in shard.replicas.replicas
             ],
         }
-        for shard, address in zip(resources.database.shards, resources.settings.database.shards, strict=True)
+        for shard in resources.database.shards
     ]
-    return written({"instance": resources.settings.service.instance, "items": items})
+    move = places.move and {
+        "first": places.move.place.first,
+        "last": places.move.place.last,
+        "source": places.move.place.shard,
+        "target": places.move.target,
+        "phase": places.move.phase,
+    }
+    instance = resources.settings.service.instance
+    return written({"instance": instance, "epoch": places.epoch, "move": move, "items": items})
 
 
 @router.get("/breakers", response_model=BreakersView, operation_id="listBreakers", summary="Breakers")

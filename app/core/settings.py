@@ -9,10 +9,19 @@ import socket
 from functools import cached_property
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic.networks import IPvAnyNetwork
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -78,14 +87,29 @@ Networks = Annotated[tuple[IPvAnyNetwork, ...], NoDecode, Split]
 
 
 class ShardAddress(BaseModel):
-    """One shard of `SHARDS`: a primary, its replicas, and the logical shards first..last that it holds."""
+    """One shard of `SHARDS`: a primary, its replicas, and the logical shards first..last that it holds at first.
+
+    What it holds later is in the map of the catalog database. A shard that is added names no logical shards: it holds
+    nothing until some are moved to it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     primary: DatabaseUrl = Field(repr=False)
     replicas: tuple[DatabaseUrl, ...] = Field(default=(), repr=False)
-    first: int = Field(ge=0, lt=LOGICAL_SHARDS)
-    last: int = Field(ge=0, lt=LOGICAL_SHARDS)
+    first: int | None = Field(default=None, ge=0, lt=LOGICAL_SHARDS)
+    last: int | None = Field(default=None, ge=0, lt=LOGICAL_SHARDS)
+
+    @property
+    def held(self) -> tuple[int, int] | None:
+        """The first and last logical shard, or None if it holds nothing at first."""
+        return None if self.first is None or self.last is None else (self.first, self.last)
+
+    @model_validator(mode="after")
+    def _has_both_ends(self) -> Self:
+        if (self.first is None) is not (self.last is None):
+            raise ValueError("names one of first and last; name both, or none for a shard that holds nothing yet")
+        return self
 
 
 class _Group(BaseSettings):
@@ -324,7 +348,7 @@ def _contradictions(found: dict[str, Any]) -> list[str]:
     database: DatabaseSettings = found["database"]
     problems = []
     try:
-        held = sorted((shard.first, shard.last) for shard in database.shards)
+        held = sorted(shard.held for shard in database.shards if shard.held)
     except SettingsError as error:
         return [str(error)]
     redis: RedisSettings = found["redis"]

@@ -6,23 +6,41 @@ commit there is, and tells the work at hand the position that later reads must h
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 from uuid import UUID
 
-from sqlalchemy import Executable, MetaData, Row
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    ColumnElement,
+    Executable,
+    Integer,
+    MetaData,
+    Row,
+    Select,
+    Table,
+    false,
+    or_,
+    select,
+    true,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.core import context
 from app.core.context import NEWEST, unknown_position
 from app.core.errors import TimedOut, Unavailable
+from app.core.ids import logical_shard
 from app.core.settings import DatabaseSettings
 from app.core.telemetry import DATABASE_FALLBACKS, DATABASE_STATEMENTS
 from app.scaling import dialect
+from app.scaling.live_map import ALONE, LiveMap
 from app.scaling.positions import MARK_SECONDS, Positions
 from app.scaling.replicas import Node, ReplicaSet
 from app.scaling.sharding import ShardMap
@@ -36,6 +54,15 @@ metadata = MetaData(
         "fk": "fk_%(table_name)s_%(column_0_N_name)s",
         "pk": "pk_%(table_name)s",
     }
+)
+
+# The one row says where every logical shard is; whoever changes it names the epoch that it has seen. In the catalog.
+shard_map = Table(
+    "shard_map",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("body", JSON, nullable=False),
 )
 
 # Replicas that one read may lose before it asks the primary: two, because replicas that share a machine or a restart
@@ -57,14 +84,21 @@ class Shard:
     primary_reads: asyncio.Semaphore
 
 
+class Place(NamedTuple):
+    """Where a read goes: a shard, and the position up to which its log holds what has moved there."""
+
+    shard: Shard
+    arrived: int
+
+
 class Reader:
     """Statements that change nothing, each on the best node at that moment, each one round trip.
 
     A statement whose node is lost under it is sent again, to another node. Do not build one: `database.reader`.
     """
 
-    def __init__(self, shard: Shard, *, newest: bool = False) -> None:
-        self._shard = shard
+    def __init__(self, find: Callable[[], Awaitable[Place]], *, newest: bool = False) -> None:
+        self._find = find
         self._newest = newest
 
     async def all(self, statement: Executable) -> Sequence[Row[Any]]:
@@ -77,19 +111,20 @@ class Reader:
         return rows[0] if rows else None
 
     async def _run(self, statement: Executable) -> Sequence[Row[Any]]:
-        nodes = self._shard.replicas
+        shard, arrived = await self._find()
+        nodes = shard.replicas
         lost: list[Node] = []
         while True:
             work = context.current()
-            newest = self._newest or self._shard.number in work.unsettled
-            position = NEWEST if newest else work.position(self._shard.number)
+            newest = self._newest or shard.number in work.unsettled
+            position = NEWEST if newest else max(arrived, work.position(shard.number))
             replica = nodes.choose(position, besides=lost) if len(lost) < REPLICA_TRIES else None
             node = replica or nodes.primary
             since = monotonic()
             try:
                 if replica is not None:
-                    return await self._send(replica, statement)
-                return await self._ask_primary(statement, failover=bool(lost))
+                    return await self._send(shard, replica, statement)
+                return await self._ask_primary(shard, statement, failover=bool(lost))
             except dialect.ERRORS as error:
                 trouble = dialect.trouble(error)
                 if trouble is None:
@@ -104,26 +139,26 @@ class Reader:
                     raise Unavailable("The database cannot answer now; try again.", code="database_down") from error
                 lost.append(node)
 
-    async def _ask_primary(self, statement: Executable, *, failover: bool) -> Sequence[Row[Any]]:
-        nodes = self._shard.replicas
+    async def _ask_primary(self, shard: Shard, statement: Executable, *, failover: bool) -> Sequence[Row[Any]]:
+        nodes = shard.replicas
         able = any(replica.healthy for replica in nodes.replicas)
         reason = "failover" if failover else "position" if able else "no_replica"
-        DATABASE_FALLBACKS.labels(str(self._shard.number), reason).inc()
+        DATABASE_FALLBACKS.labels(str(shard.number), reason).inc()
         if nodes.primary.answers and not nodes.primary.claims:
             raise Unavailable("The database has no primary right now; try again.", code="database_down")
         # The cap keeps an outage of the replicas from turning into one of the primary.
         try:
             async with asyncio.timeout(PRIMARY_WAIT):
-                await self._shard.primary_reads.acquire()
+                await shard.primary_reads.acquire()
         except TimeoutError as error:
             raise Unavailable("Too many reads wait for the primary; try again.", code="read_capacity") from error
         try:
-            return await self._send(nodes.primary, statement)
+            return await self._send(shard, nodes.primary, statement)
         finally:
-            self._shard.primary_reads.release()
+            shard.primary_reads.release()
 
-    async def _send(self, node: Node, statement: Executable) -> Sequence[Row[Any]]:
-        name = self._shard.replicas.name_of(node)
+    async def _send(self, shard: Shard, node: Node, statement: Executable) -> Sequence[Row[Any]]:
+        name = shard.replicas.name_of(node)
         node.in_flight += 1
         outcome = "error"
         try:
@@ -140,15 +175,16 @@ class Reader:
             raise _all_in_use() from error
         finally:
             node.in_flight -= 1
-            DATABASE_STATEMENTS.labels(str(self._shard.number), name, outcome).inc()
+            DATABASE_STATEMENTS.labels(str(shard.number), name, outcome).inc()
         return rows
 
 
 class Writer:
     """One transaction on a primary. Do not build one, and do not commit: `async with database.writer(...)` does."""
 
-    def __init__(self, connection: AsyncConnection, shard: int) -> None:
+    def __init__(self, connection: AsyncConnection, shard: int, places: ShardMap) -> None:
         self._connection = connection
+        self._places = places
         self.shard = shard
         # What reads must have reached to see it: nothing until the commit begins, and all there is until its end is
         # known.
@@ -179,6 +215,10 @@ class Writer:
         result = await self._execute(statement, parameters)
         return int(getattr(result, "rowcount", -1))
 
+    def own(self, owner: Column[Any]) -> ColumnElement[bool]:
+        """Return the condition that a row, with its profile in `owner`, belongs to this shard; see `everywhere`."""
+        return _own(self._places, self.shard, owner)
+
     async def _execute(self, statement: Executable, parameters: Sequence[dict[str, Any]] | None = None) -> Any:
         with context.current().timed("db", "primary"):
             result = await self._connection.execute(statement, parameters)
@@ -200,7 +240,7 @@ class Database:
     def __init__(self, settings: DatabaseSettings, positions: Positions | None = None) -> None:
         self._positions = positions
         self._settings = settings
-        self.map = ShardMap(tuple((shard.first, shard.last) for shard in settings.shards))
+        self.map = LiveMap(len(settings.shards), self._load_map, self._load_older_map)
         self.shards = tuple(
             Shard(
                 number=number,
@@ -214,6 +254,7 @@ class Database:
         """Watch the servers; one that is down is no reason not to start."""
         for shard in self.shards:
             await shard.replicas.start()
+        await self.map.start()
 
     async def warm(self) -> None:
         """Open the connections of every pool, so that the first requests do not wait for them; a node may be down."""
@@ -226,6 +267,7 @@ class Database:
 
     async def stop(self) -> None:
         """Close every pool."""
+        await self.map.stop()
         for shard in self.shards:
             await shard.replicas.stop()
 
@@ -237,7 +279,7 @@ class Database:
             newest: see all that is committed, whoever committed it; only the primary can say that, so use it for rare
                 reads.
         """
-        return Reader(self._shard(profile_id), newest=newest)
+        return Reader(partial(self._find, profile_id), newest=newest)
 
     @asynccontextmanager
     async def writer(self, profile_id: UUID | None = None) -> AsyncIterator[Writer]:
@@ -248,57 +290,111 @@ class Database:
 
         Raises:
             Unavailable: if the primary cannot be reached, is lost before the commit is known, or has others to serve
-                first.
+                first, or if the profile is being moved to another shard at this moment.
             TimedOut: if a statement took too long.
         """
-        shard = self._shard(profile_id)
+        places = ALONE if profile_id is None else await self.map.for_writing(logical_shard(profile_id))
+        shard = self._shard(places, profile_id)
         reading = profile_id or context.current().profile_id
         if self._positions is None or reading is None:
-            async with self._transaction(shard) as writer:
+            async with self._transaction(shard, places) as writer:
                 yield writer
             return
         mark = await self._positions.mark(reading, shard.number)
         opened: Writer | None = None
         try:
-            async with self._transaction(shard) as opened:
+            async with self._transaction(shard, places) as opened:
                 yield opened
         finally:
             await self._positions.settle(mark, opened.position if opened else 0)
 
     def readers(self) -> tuple[Reader, ...]:
-        """Return one reader for each shard, for what has to gather over all of them."""
-        return tuple(Reader(shard) for shard in self.shards)
+        """Return a reader of each shard, for questions about the databases themselves; for rows, see `everywhere`."""
+        return tuple(Reader(partial(self._there, shard, ALONE)) for shard in self.shards)
+
+    async def everywhere(self, owner: Column[Any]) -> list[tuple[Reader, ColumnElement[bool]]]:
+        """Return a reader of each shard, for what has to gather over all of them, and what to add to its `where`.
+
+        While a range is moved, its rows are on two shards. The condition, on the column that holds the profile, keeps
+        every row to the shard that answers for it.
+        """
+        places = await self.map.now()
+        return [
+            (Reader(partial(self._there, shard, places)), _own(places, shard.number, owner)) for shard in self.shards
+        ]
+
+    async def gather(self, statement: Select[Any], owner: Column[Any]) -> list[Row[Any]]:
+        """Run a statement on every shard at once and return the rows of all of them, shard by shard.
+
+        Args:
+            statement: ordered and limited; the first rows of all are among the first of each.
+            owner: the column that holds the profile.
+        """
+        parts = await self.everywhere(owner)
+        found = await asyncio.gather(*(reader.all(statement.where(own)) for reader, own in parts))
+        return [row for rows in found for row in rows]
 
     @asynccontextmanager
     async def writer_of(self, shard: int) -> AsyncIterator[Writer]:
         """Open a transaction on a shard by its number, for upkeep that goes over all of them."""
-        async with self._transaction(self.shards[shard]) as writer:
+        async with self._transaction(self.shards[shard], await self.map.now()) as writer:
             yield writer
 
     def takes_writes(self, profile_id: UUID | None = None) -> bool:
         """Say whether a write would find its primary, as far as its watcher knows; for writes that can wait."""
-        return self._shard(profile_id).replicas.takes_writes
+        return self._shard(self.map.latest, profile_id).replicas.takes_writes
 
-    def shard_number(self, profile_id: UUID | None = None) -> int:
-        """Return the number of the profile's shard, or of the catalog's without one."""
-        return CATALOG_SHARD if profile_id is None else self.map.shard_of(profile_id)
+    async def _find(self, profile_id: UUID | None) -> Place:
+        if profile_id is None:
+            return Place(self.shards[CATALOG_SHARD], 0)
+        places = await self.map.now(logical_shard(profile_id))
+        return await self._there(self._shard(places, profile_id), places)
 
-    def _shard(self, profile_id: UUID | None) -> Shard:
-        return self.shards[self.shard_number(profile_id)]
+    async def _there(self, shard: Shard, places: ShardMap) -> Place:
+        return Place(shard, places.arrived(shard.number))
+
+    def _shard(self, places: ShardMap, profile_id: UUID | None) -> Shard:
+        number = CATALOG_SHARD if profile_id is None else places.shard_of(profile_id)
+        if number >= len(self.shards):
+            raise Unavailable("This instance does not know the shard of this data; try again.", code="shard_unknown")
+        return self.shards[number]
+
+    async def _load_map(self) -> ShardMap:
+        """Ask the catalog's primary where everything is; without a row it is where the settings put it."""
+        silent = Unavailable("The map of shards cannot be read; try again.", code="database_down")
+        primary = self.shards[CATALOG_SHARD].replicas.primary
+        try:
+            async with asyncio.timeout(self._settings.connect_timeout), primary.engine.connect() as connection:
+                return self._map_from((await connection.execute(select(shard_map))).first())
+        except PoolTimeout as error:
+            raise silent from error
+        except dialect.ERRORS as error:
+            raise silent from error
+
+    async def _load_older_map(self) -> ShardMap:
+        return self._map_from(await self.reader().first(select(shard_map)))
+
+    def _map_from(self, row: Row[Any] | None) -> ShardMap:
+        if row is None:
+            return ShardMap.of_settings([shard.held for shard in self._settings.shards])
+        return ShardMap.from_json(row.epoch, row.body)
 
     @asynccontextmanager
-    async def _transaction(self, shard: Shard) -> AsyncIterator[Writer]:
+    async def _transaction(self, shard: Shard, places: ShardMap) -> AsyncIterator[Writer]:
         node, since = shard.replicas.primary, monotonic()
         async with AsyncExitStack() as stack:
             try:
                 connection = await self._connect(node, stack)
-                writer = Writer(connection, shard.number)
+                writer = Writer(connection, shard.number, places)
                 async with connection.begin():
                     yield writer
                     writer.position = NEWEST
                 writer.committed()
                 writer.position = await self._position(connection)
             except dialect.ERRORS as error:
+                if dialect.is_fenced(error):
+                    self.map.doubt()
+                    raise Unavailable("This data is being moved; try again.", code="shard_moving") from error
                 _refuse(error, alive=node.answered_at > since)
         work = context.current()
         work.reached(shard.number, writer.position)
@@ -343,6 +439,13 @@ async def _fill(pool: AsyncEngine, size: int) -> None:
     for connection in opened:
         if isinstance(connection, AsyncConnection):
             await connection.close()
+
+
+def _own(places: ShardMap, shard: int, owner: Column[Any]) -> ColumnElement[bool]:
+    if places.move is None:
+        return true()
+    logical = dialect.logical_shard_of(owner)
+    return or_(false(), *(logical.between(place.first, place.last) for place in places.held_by(shard)))
 
 
 def _refuse(error: Exception, *, alive: bool) -> NoReturn:

@@ -4,7 +4,6 @@ A replay takes the task's receipt away and makes the message due; its other task
 long as a letter is open, nothing of its message is purged.
 """
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -71,8 +70,8 @@ class DeadLetters:
         if not everything:
             statement = statement.where(dead_letters.c.replayed_at.is_(None))
         # One more than a page from each shard: the first of all of them are among these.
-        found = await asyncio.gather(*(reader.all(statement) for reader in self._database.readers()))
-        letters = sorted((_letter(row) for rows in found for row in rows), key=_newest_first)
+        rows = await self._database.gather(statement, dead_letters.c.profile_id)
+        letters = sorted(map(_letter, rows), key=_newest_first)
         return self._cursors.page(
             scope, letters[: limit + 1], limit, key=lambda letter: str(letter.id), item=DeadLetter.view
         )

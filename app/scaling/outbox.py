@@ -160,7 +160,7 @@ async def claim(writer: Writer, *, batch: int, lease: timedelta) -> Sequence[Mes
     now = datetime.now(UTC)
     rows = await writer.all(
         select(outbox)
-        .where(outbox.c.due_at <= now)
+        .where(outbox.c.due_at <= now, writer.own(outbox.c.profile_id))
         .order_by(outbox.c.due_at)
         .limit(batch)
         .with_for_update(skip_locked=True)

@@ -17,7 +17,7 @@ import stat
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from deploy.local import ClusterError
 
@@ -48,6 +48,26 @@ USUAL_PORTS = {
     "smtp": 18025,
     "smtp-http": 18026,
 }
+# A primary and at most eight replicas, and the numbers stay round.
+PORTS_OF_A_SHARD = 10
+
+
+class Name(NamedTuple):
+    """A process's name taken apart: `shard1-replica-2` is the second replica of shard 1, `redis` the first of all."""
+
+    shard: int
+    kind: str
+    number: int
+
+    @classmethod
+    def of(cls, name: str) -> Self:
+        """Take `name` apart."""
+        shard, whole = 0, name
+        if name.startswith("shard"):
+            number, _, whole = name.removeprefix("shard").partition("-")
+            shard = int(number)
+        kind, _, number = whole.rpartition("-") if whole[-1].isdigit() else (whole, "", "1")
+        return cls(shard, kind, int(number))
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,10 +269,10 @@ def choose_ports(layout: Layout, names: Iterable[str], *, usual: bool) -> dict[s
     last = read_json(layout.ports) if layout.ports.exists() else {}
     chosen: dict[str, int] = {}
     for name in names:
-        kind, _, number = name.rpartition("-") if name[-1].isdigit() else (name, "", "1")
+        part = Name.of(name)
         candidates = [last[name]] if name in last else []
         if usual:
-            candidates.append(USUAL_PORTS[kind] + int(number) - 1)
+            candidates.append(USUAL_PORTS[part.kind] + PORTS_OF_A_SHARD * part.shard + part.number - 1)
         while not candidates or candidates[0] in chosen.values() or not port_is_free(candidates[0]):
             candidates = candidates[1:] or [random.randint(FIRST_FREE_PORT, LAST_FREE_PORT)]
         chosen[name] = candidates[0]

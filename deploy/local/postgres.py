@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -94,13 +94,23 @@ WHERE NOT active AND (wal_status = 'lost' OR slot_name <> ALL ('{{{kept}}}'));
 
 @dataclass(frozen=True)
 class Postgres:
-    """The database servers of one cluster; `ports` maps `primary` and `replica-N` to their ports."""
+    """The database servers of one shard of a cluster; `ports` maps `primary`, `replica-N` and so on to their ports."""
 
     layout: Layout
     secrets: Secrets
     binaries: Binaries
     tools: Tools
     ports: Mapping[str, int]
+    shard: int = 0
+
+    @property
+    def primary(self) -> str:
+        """The name of the shard's primary."""
+        return f"shard{self.shard}-primary" if self.shard else "primary"
+
+    def of_shard(self, shard: int) -> Postgres:
+        """The servers of another shard of the same cluster."""
+        return replace(self, shard=shard)
 
     def arguments(self, name: str) -> list[str]:
         """The command line of the server `name`; it holds no password."""
@@ -110,6 +120,10 @@ class Postgres:
         """The URL of the server `name` for the superuser `postgres` or the owner `scaleout`."""
         password = self.secrets.superuser if role == "postgres" else self.secrets.owner
         return f"postgresql://{role}:{password}@{HOST}:{self.ports[name]}/scaleout"
+
+    def address_of_primary(self, role: str) -> str:
+        """The URL of the shard's primary."""
+        return self.address(self.primary, role)
 
     def is_ready(self, name: str) -> bool:
         """Whether the server `name` accepts connections."""
@@ -121,10 +135,10 @@ class Postgres:
         Raises:
             ClusterError: initdb failed, or the data is of another major version.
         """
-        data = self._data("primary")
+        data = self._data(self.primary)
         if not data.exists():
-            draft = self._draft("primary")
-            password = self.layout.data / "password"
+            draft = self._draft(self.primary)
+            password = self.layout.data / f"password-{self.shard}"
             write_private(password, self.secrets.superuser, self.tools.account)
             try:
                 self._run("initdb", "-D", str(draft), "-U", "postgres", "-A", "scram-sha-256", "--pwfile",
@@ -135,7 +149,7 @@ class Postgres:
                 settings.write("include 'scaleout.conf'\n")
             draft.rename(data)
         self._check_version(data)
-        self._settle("primary", "")
+        self._settle(self.primary, "")
 
     def state_roles(self, replicas: Sequence[str]) -> None:
         """Make roles and database as they should be on the running primary; drop slots of replicas that are no more."""
@@ -164,7 +178,7 @@ class Postgres:
         self._settle(
             name,
             REPLICA_SETTINGS.format(
-                primary_port=self.ports["primary"], password=self.secrets.replication, name=name, slot=slot
+                primary_port=self.ports[self.primary], password=self.secrets.replication, name=name, slot=slot
             ),
         )
 
@@ -191,7 +205,7 @@ class Postgres:
         return self.tools.run([program, *arguments], folder=self.layout.data, environment=base | environment, text=text)
 
     def _to_primary(self, role: str) -> list[str]:
-        return ["-h", HOST, "-p", str(self.ports["primary"]), "-U", role]
+        return ["-h", HOST, "-p", str(self.ports[self.primary]), "-U", role]
 
     def _data(self, name: str) -> Path:
         return self.layout.data / name

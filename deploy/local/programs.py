@@ -6,14 +6,16 @@ This is the one place that knows all of them; the supervisor, `cluster.json` and
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from app.core.ids import LOGICAL_SHARDS
 from deploy.local import ClusterError, nginx, redis
-from deploy.local.layout import CHECKOUT, HOST, read_json
+from deploy.local.layout import CHECKOUT, HOST, Name, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,6 +50,7 @@ class Sizes:
     workers: int = 1
     relays: int = 1
     replicas: int = 2
+    shards: int = 1
     kinds: tuple[str, ...] = KINDS
 
     def names(self) -> list[str]:
@@ -57,8 +60,16 @@ class Sizes:
             name
             for kind in KINDS
             if kind in self.kinds
-            for name in ([f"{kind}-{number}" for number in range(1, counts[kind] + 1)] if kind in counts else [kind])
+            for name in [
+                *([f"{kind}-{number}" for number in range(1, counts[kind] + 1)] if kind in counts else [kind]),
+                *(self._of_further_shards(kind) if kind in {"primary", "replica"} else []),
+            ]
         ]
+
+    def _of_further_shards(self, kind: str) -> list[str]:
+        # One replica each: what shards do differently shows with one, and a laptop has room for it.
+        suffixes = [""] if kind == "primary" else [f"-{number}" for number in range(1, min(1, self.replicas) + 1)]
+        return [f"shard{shard}-{kind}{suffix}" for shard in range(1, self.shards) for suffix in suffixes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +108,7 @@ class Program:
 
 def kind_of(name: str) -> str:
     """The kind of the process `name`: `api` for `api-2`."""
-    return name.rpartition("-")[0] if name[-1].isdigit() else name
+    return Name.of(name).kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +145,11 @@ class Plan:
         }
         addresses = {"STORAGE_URL": self.layout.storage.as_uri()}
         if "primary" in self.names:
-            addresses["DATABASE_URL"] = self.postgres.address("primary", "scaleout")
-            addresses["REPLICA_URLS"] = ",".join(
-                self.postgres.address(name, "scaleout") for name in self.names if kind_of(name) == "replica"
-            )
+            first, *further = shards = self._shards()
+            addresses["DATABASE_URL"] = first["primary"]
+            addresses["REPLICA_URLS"] = ",".join(first["replicas"])
+            if further:
+                addresses["SHARDS"] = json.dumps(shards)
         if "redis" in self.names:
             addresses["REDIS_URL"] = redis.address(self.secrets, self.ports["redis"])
         if "payments" in self.names:
@@ -147,11 +159,30 @@ class Plan:
         environment = defaults | dict(self.user_environment) | addresses
         # These would win over the addresses of this cluster: it would migrate and seed somebody's real database.
         for stronger, server in (("SHARDS", "primary"), ("REDIS_BROKER_URL", "redis")):
-            if server in self.names:
+            if server in self.names and stronger not in addresses:
                 environment.pop(stronger, None)
         # Containers like to set this; without compiled modules each of our processes needs twice the CPU to start.
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         return environment
+
+    def _shards(self) -> list[dict[str, Any]]:
+        """All shards as the setting SHARDS says them, each with an equal part of the logical shards at first."""
+        databases = [Name.of(name) for name in self.names if kind_of(name) in {"primary", "replica"}]
+        count = 1 + max(name.shard for name in databases)
+        cuts = [LOGICAL_SHARDS * shard // count for shard in range(count + 1)]
+        return [
+            {
+                "primary": self.postgres.of_shard(shard).address_of_primary("scaleout"),
+                "replicas": [
+                    self.postgres.address(name, "scaleout")
+                    for name in self.names
+                    if Name.of(name)[:2] == (shard, "replica")
+                ],
+                "first": cuts[shard],
+                "last": cuts[shard + 1] - 1,
+            }
+            for shard in range(count)
+        ]
 
     def program(self, name: str) -> Program:
         """The process `name`."""

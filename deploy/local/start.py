@@ -13,13 +13,14 @@ import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import psutil
 
 from deploy.local import ClusterError, leftovers, readiness
 from deploy.local.control import Control
-from deploy.local.layout import CHECKOUT, Layout, Secrets, choose_ports, port_is_free, write_json
+from deploy.local.layout import CHECKOUT, Layout, Name, Secrets, choose_ports, port_is_free, write_json
 from deploy.local.postgres import Postgres, data_folders
 from deploy.local.programs import OURS, Plan, Sizes, kind_of, port_names, processes
 from deploy.local.servers import Binaries, Tools
@@ -130,24 +131,28 @@ class Start:
             leftovers.end_recorded(self.layout)
 
     def _databases(self) -> None:
-        if "primary" not in self.names:
+        shards = [self.postgres.of_shard(shard) for shard in range(self.wish.sizes.shards)]
+        if self.postgres.primary not in self.names:
             return
+        self._together(*(partial(self._primary, shard) for shard in shards))
         replicas = self._of("replica")
-        with self.progress.step("PostgreSQL primary"):
-            self.postgres.prepare_primary()
-            self._start_and_wait("primary")
-            self.postgres.state_roles(replicas)
         self._together(self._migrate, *(self._bring_up(name) for name in replicas))
-        if replicas:
-            readiness.wait(
-                self.programs[replicas[0]],
-                lambda: self.postgres.streams_to(replicas),
-                lambda: self._deaths(*replicas),
-                self.tools,
-            )
+        for shard in shards:
+            own = [name for name in replicas if Name.of(name).shard == shard.shard]
+            if own:
+                readiness.wait(
+                    self.programs[own[0]], partial(shard.streams_to, own), partial(self._deaths, *own), self.tools
+                )
+
+    def _primary(self, shard: Postgres) -> None:
+        with self.progress.step(f"PostgreSQL {shard.primary}"):
+            shard.prepare_primary()
+            self._start_and_wait(shard.primary)
+            shard.state_roles([name for name in self._of("replica") if Name.of(name).shard == shard.shard])
 
     def _migrate(self) -> None:
-        wanted = _fingerprint(CHECKOUT / "migrations")
+        # The number of shards too: a shard that is new has no tables yet.
+        wanted = f"{_fingerprint(CHECKOUT / 'migrations')} {self.wish.sizes.shards}"
         done = self.layout.migrated.read_text() if self.layout.migrated.exists() else ""
         # Asking the database costs a second of importing; the same files have left nothing to do.
         if self._of(*OURS) and done != wanted:
@@ -162,7 +167,7 @@ class Start:
         def work() -> None:
             with self.progress.step(title):
                 if kind == "replica":
-                    self.postgres.prepare_replica(name)
+                    self.postgres.of_shard(Name.of(name).shard).prepare_replica(name)
                 self._start_and_wait(name)
 
         return work

@@ -30,8 +30,9 @@ async def elsewhere(cluster: Cluster, admin: Customer) -> AsyncIterator[httpx.As
 
 async def test_an_administrator_sees_shards_replicas_and_breakers(admin: Customer) -> None:
     shards = (await admin.client.get(READS[1])).raise_for_status().json()
-    assert [(shard["number"], shard["first"], shard["last"]) for shard in shards["items"]] == [(0, 0, 1023)]
-    assert [node["name"] for node in shards["items"][0]["replicas"]] == ["replica-1", "replica-2"]
+    (shard,) = shards["items"]
+    assert (shard["number"], shard["ranges"], shards["move"]) == (0, [{"first": 0, "last": 1023}], None)
+    assert [node["name"] for node in shard["replicas"]] == ["replica-1", "replica-2"]
     breakers = (await admin.client.get(READS[2])).raise_for_status().json()
     assert {breaker["dependency"] for breaker in breakers["items"]} == {"redis", "payments", "smtp"}
     assert {breaker["state"] for breaker in breakers["items"]} <= {"closed", "open", "half-open"}

@@ -76,7 +76,7 @@ async def test_pages_show_each_letter_once_newest_first(shop: Shop, monkeypatch:
     assert shown == sorted(shown, reverse=True)
 
 
-@pytest.mark.sabotage("workers/tasks/upkeep.py", ", ~kept.besides)", ")")
+@pytest.mark.sabotage("workers/tasks/upkeep.py", ", ~kept.besides,", ",")
 async def test_nothing_of_an_open_letter_is_purged_and_it_can_be_replayed_a_year_later(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

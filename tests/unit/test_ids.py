@@ -67,7 +67,7 @@ def test_ids_of_one_millisecond_differ_and_new_owners_spread_over_all_shards(
 def test_every_id_belongs_to_exactly_the_database_that_holds_its_logical_shard(
     ranges: tuple[tuple[int, int], ...], owner: UUID
 ) -> None:
-    first, last = ranges[ShardMap(ranges).shard_of(owner)]
+    first, last = ranges[ShardMap.of_settings(ranges).shard_of(owner)]
     assert first <= logical_shard(owner) <= last
 
 
@@ -76,9 +76,9 @@ def test_a_map_with_a_gap_or_an_overlap_is_refused(ranges: tuple[tuple[int, int]
     without = list(ranges)
     gone = without.pop(data.draw(st.integers(0, len(ranges) - 1)))
     with pytest.raises(ValueError, match="logical shard"):
-        ShardMap(tuple(without))
+        ShardMap.of_settings(without)
     with pytest.raises(ValueError, match="logical shard"):
-        ShardMap((*ranges, gone))
+        ShardMap.of_settings((*ranges, gone))
 
 
 @given(partitions(), any_uuid)
@@ -89,7 +89,7 @@ def test_splitting_a_database_moves_only_ids_of_the_part_that_is_split_off(
     middle = (first + last) // 2
     if middle == last:
         return
-    was = ShardMap(ranges).shard_of(owner)
-    now = ShardMap(((first, middle), *others, (middle + 1, last))).shard_of(owner)
+    was = ShardMap.of_settings(ranges).shard_of(owner)
+    now = ShardMap.of_settings(((first, middle), *others, (middle + 1, last))).shard_of(owner)
     moved = middle < logical_shard(owner) <= last
     assert now == (len(ranges) if moved else was)

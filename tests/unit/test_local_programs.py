@@ -6,7 +6,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import typer
 
+from app.cli import _number_of_shards
 from deploy.local import leftovers, tour
 from deploy.local.layout import Layout, Secrets, write_json
 from deploy.local.nginx import TEMPLATE, render
@@ -102,3 +104,17 @@ def test_the_lock_is_held_once(layout: Layout) -> None:
     assert leftovers.is_held(layout)
     lock.release()
     assert not leftovers.is_held(layout)
+
+
+def test_a_second_shard_has_servers_and_names_of_its_own() -> None:
+    names = Sizes(replicas=2, shards=3, kinds=("primary", "replica")).names()
+    assert names[:3] == ["primary", "shard1-primary", "shard2-primary"]
+    assert names[3:] == ["replica-1", "replica-2", "shard1-replica-1", "shard2-replica-1"]
+    assert {kind_of(name) for name in names} == {"primary", "replica"}
+
+
+def test_shards_is_a_number_here_and_the_list_of_a_deployment_says_nothing() -> None:
+    assert [_number_of_shards(value) for value in ("2", 1, '[{"primary": "postgresql://h/d"}]')] == [2, 1, 1]
+    for value in ("0", "9", "two"):
+        with pytest.raises(typer.BadParameter):
+            _number_of_shards(value)

@@ -177,7 +177,7 @@ async def _delete(resources: Resources, shard: int, kept: Kept) -> int:
     async with resources.database.writer_of(shard) as writer:
         rows = await writer.all(
             select(*key)
-            .where(kept.since < datetime.now(UTC) - kept.period, ~kept.besides)
+            .where(kept.since < datetime.now(UTC) - kept.period, ~kept.besides, writer.own(kept.table.c.profile_id))
             .order_by(kept.since)
             .limit(PURGE_BATCH)
         )

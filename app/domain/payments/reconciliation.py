@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, select, tuple_
+from sqlalchemy import ColumnElement, Row, select, tuple_
 
 from app.core.telemetry import PAYMENT_DIFFERENCES, logger
 from app.domain.payments.attempts import attempt_from, payment_attempts
@@ -56,8 +56,8 @@ async def reconcile(
     until = datetime.now(UTC) - on_its_way
     compared = 0
     differences: list[Difference] = []
-    for reader in database.readers():
-        async for attempts in _pages(reader, until - period, until):
+    for reader, own in await database.everywhere(payment_attempts.c.profile_id):
+        async for attempts in _pages(reader, own, until - period, until):
             for start in range(0, len(attempts), AT_ONCE):
                 some = attempts[start : start + AT_ONCE]
                 found = await asyncio.gather(*(payments.find(attempt) for attempt in some))
@@ -76,9 +76,11 @@ async def reconcile(
     return Comparison(compared, tuple(differences))
 
 
-async def _pages(reader: Reader, since: datetime, until: datetime) -> AsyncIterator[list[Attempt]]:
+async def _pages(
+    reader: Reader, own: ColumnElement[bool], since: datetime, until: datetime
+) -> AsyncIterator[list[Attempt]]:
     key = (payment_attempts.c.updated_at, payment_attempts.c.profile_id, payment_attempts.c.id)
-    statement = select(payment_attempts).where(key[0] >= since, key[0] <= until).order_by(*key).limit(PAGE)
+    statement = select(payment_attempts).where(key[0] >= since, key[0] <= until, own).order_by(*key).limit(PAGE)
     rows: Any = await reader.all(statement)
     while rows:
         yield [attempt_from(row) for row in rows]

@@ -90,7 +90,7 @@ class Profiles:
             await writer.run(insert(profiles).values(**_columns(profile), password_hash=password_hash))
             await outbox.append(writer, "profile.created", profile_id=profile.id, subject_id=profile.id)
         await self._directory.confirm(profile.email)
-        await self._written(profile)
+        await self._written(profile, writer.shard)
         BUSINESS_EVENTS.labels("sign_up", "created").inc()
         return profile
 
@@ -185,7 +185,7 @@ class Profiles:
                 raise PreconditionFailed(STALE)
             await outbox.append(writer, "profile.updated", profile_id=profile_id, subject_id=profile_id)
         profile = _profile(row)
-        await self._written(profile)
+        await self._written(profile, writer.shard)
         return profile
 
     async def erase(self, profile_id: UUID, version: int) -> None:
@@ -229,7 +229,7 @@ class Profiles:
             raise PreconditionFailed(STALE)
         await self._directory.release(known.email)
         await self._cache.put(PROFILE, str(profile_id), Entry(version + 1, None))
-        await self._raise_generation(profile_id)
+        await self._raise_generation(writer.shard)
 
     def _loader(self, key: str) -> Load:
         profile_id = UUID(key)
@@ -240,12 +240,11 @@ class Profiles:
 
         return load
 
-    async def _written(self, profile: Profile) -> None:
+    async def _written(self, profile: Profile, shard: int) -> None:
         await self._cache.put(PROFILE, str(profile.id), _entry(profile))
-        await self._raise_generation(profile.id)
+        await self._raise_generation(shard)
 
-    async def _raise_generation(self, profile_id: UUID) -> None:
-        shard = self._database.shard_number(profile_id)
+    async def _raise_generation(self, shard: int) -> None:
         await self._cache.raise_generation(f"{GENERATION}:{shard}", context.current().positions.get(shard, 0))
 
     async def _generations(self) -> list[int]:
@@ -256,8 +255,7 @@ class Profiles:
         work = context.current()
         for shard, generation in enumerate(generations):
             work.reached(shard, generation)
-        pages = [await reader.all(statement) for reader in self._database.readers()]
-        rows = [row for page in pages for row in page]
+        rows = await self._database.gather(statement, profiles.c.profile_id)
         return sorted(rows, key=lambda row: row.profile_id, reverse=True)[: limit + 1]
 
 

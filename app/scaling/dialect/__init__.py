@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.core.settings import DatabaseSettings
 from app.scaling.dialect import postgresql
 from app.scaling.dialect.answers import State, Trouble
-from app.scaling.dialect.statements import insert_ignore, json_contains
+from app.scaling.dialect.statements import insert_ignore, json_contains, logical_shard_of
 
 __all__ = [
     "ERRORS",
@@ -27,7 +27,9 @@ __all__ = [
     "create_engine",
     "cut",
     "insert_ignore",
+    "is_fenced",
     "json_contains",
+    "logical_shard_of",
     "state",
     "trouble",
 ]
@@ -35,6 +37,7 @@ __all__ = [
 # Long enough for the transaction in front, which is a few statements long; short enough to answer 409 within the
 # deadline of a request instead of hanging on a lock.
 LOCK_TIMEOUT = 3000  # milliseconds
+FENCED = "SH001"  # the SQLSTATE with which a shard refuses a row; see `docs/patterns/sharding.md`
 
 
 class Engine(Protocol):
@@ -126,6 +129,11 @@ def trouble(error: BaseException) -> Trouble | None:
     found = next((found for found in map(_trouble, _told(error)) if found is not None), None)
     lost = isinstance(error, DBAPIError) and error.connection_invalidated
     return Trouble.LOST if found is None and lost else found
+
+
+def is_fenced(error: BaseException) -> bool:
+    """Return whether a database has refused a write because the row belongs to another one, or is about to."""
+    return any(getattr(told, "sqlstate", None) == FENCED for told in _told(error))
 
 
 def _trouble(told: BaseException) -> Trouble | None:
