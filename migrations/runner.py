@@ -15,13 +15,14 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, false, insert, or_, select, text
+from sqlalchemy import Connection, false, insert, or_, select
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from app.core.settings import Settings, SettingsError
 from app.domain.profiles.tables import profiles
 from app.domain.tables import metadata
+from app.scaling import dialect
 from app.scaling.database import shard_map
 from app.scaling.dialect import logical_shard_of
 from app.scaling.sharding import ShardMap
@@ -29,7 +30,7 @@ from app.scaling.sharding import ShardMap
 FOLDER = Path(__file__).parent
 # Any number that nothing else in the database uses for an advisory lock: "scaleout" in base 36, cut to 63 bits.
 LOCK = 2_200_371_428_573
-MIGRATION_TIMEOUT = 300_000  # milliseconds; an index on a big table takes longer than any request may
+MIGRATION_SECONDS = 300  # an index on a big table takes longer than any request may
 
 
 def configuration() -> Config:
@@ -81,7 +82,7 @@ def is_behind(step: str) -> bool:
 
 
 async def _on(url: str, work: Callable[[Connection], Any]) -> Any:
-    engine = create_async_engine(url.replace("postgresql://", "postgresql+asyncpg://", 1), poolclass=NullPool)
+    engine = create_async_engine(dialect.driver_url(url), poolclass=NullPool)
     try:
         async with engine.begin() as connection:
             return await connection.run_sync(work)
@@ -90,20 +91,15 @@ async def _on(url: str, work: Callable[[Connection], Any]) -> Any:
 
 
 def _upgrade(connection: Connection) -> None:
-    connection.execute(text(f"SET statement_timeout = {MIGRATION_TIMEOUT}"))
-    _wait_for_others(connection)
+    dialect.hold_for_migrations(connection, lock=LOCK, seconds=MIGRATION_SECONDS)
     config = configuration()
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
 
 
-def _wait_for_others(connection: Connection) -> None:
-    connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
-
-
 def _state_map(held: list[tuple[int, int] | None], connection: Connection) -> None:
     """Make the settings' map the first one. From then on only moves change it, and the settings only name servers."""
-    _wait_for_others(connection)
+    dialect.hold_for_migrations(connection, lock=LOCK, seconds=MIGRATION_SECONDS)
     row = connection.execute(select(shard_map)).first()
     if row is None:
         first = ShardMap.of_settings(held)

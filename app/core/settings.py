@@ -81,7 +81,7 @@ def _broker(value: SecretStr) -> SecretStr:
 Split = BeforeValidator(_split)
 RedisUrl = Annotated[SecretStr, AfterValidator(_redis)]
 BrokerUrl = Annotated[SecretStr, AfterValidator(_broker)]
-DatabaseUrl = Annotated[str, _url("postgresql")]
+DatabaseUrl = Annotated[str, _url("postgresql", "mariadb", "mysql")]
 Limit = Annotated[str, AfterValidator(_limit)]
 Networks = Annotated[tuple[IPvAnyNetwork, ...], NoDecode, Split]
 
@@ -172,7 +172,7 @@ class DatabaseSettings(_Group):
         if self.shard_list:
             return self.shard_list
         if self.url is None:
-            raise SettingsError("DATABASE_URL: is missing (postgresql://user:password@host:5432/name)")
+            raise SettingsError("DATABASE_URL: is missing (postgresql://user:password@host:5432/name or mariadb://…)")
         return (ShardAddress(primary=self.url, replicas=self.replica_urls, first=0, last=LOGICAL_SHARDS - 1),)
 
 

@@ -6,7 +6,9 @@ Follows:
 
 import sqlalchemy as sa
 from alembic import op
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects import mysql, postgresql
+
+from app.scaling.dialect import search_words
 
 revision = "0001"
 down_revision = None
@@ -158,11 +160,8 @@ def upgrade() -> None:
         sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column(
             "words",
-            postgresql.TSVECTOR(),
-            sa.Computed(
-                "setweight(to_tsvector('english', name), 'A') || setweight(to_tsvector('english', description), 'B')",
-                persisted=True,
-            ),
+            sa.Text().with_variant(postgresql.TSVECTOR(), "postgresql").with_variant(mysql.MEDIUMTEXT(), "mariadb"),
+            sa.Computed(search_words("name", "description"), persisted=True),
             nullable=True,
         ),
         sa.CheckConstraint("amount >= 0", name=op.f("ck_products_amount_not_negative")),
@@ -170,7 +169,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_products")),
         sa.UniqueConstraint("sku", name=op.f("uq_products_sku")),
     )
-    op.create_index("ix_products_words", "products", ["words"], unique=False, postgresql_using="gin")
+    op.create_index(
+        "ix_products_words", "products", ["words"], unique=False, postgresql_using="gin", mariadb_prefix="FULLTEXT"
+    )
     op.create_table(
         "profiles",
         sa.Column("profile_id", sa.Uuid(), nullable=False),

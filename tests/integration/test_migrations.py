@@ -48,8 +48,8 @@ async def test_an_empty_database_becomes_what_the_models_say(empty: Settings) ->
 
 
 @pytest.mark.sabotage(
-    path="migrations/runner.py",
-    take_out='    connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})\n',
+    path="app/scaling/dialect/postgresql.py",
+    take_out='    connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": lock})\n',
     put="",
 )
 async def test_a_run_waits_for_one_that_is_under_way_and_a_further_one_finds_nothing_to_do(empty: Settings) -> None:

@@ -31,7 +31,7 @@ async def page(instance: Resources, *, prefix: str | None = None, attribute: Any
 
 
 @pytest.mark.sabotage(
-    path="app/domain/profiles/service.py", take_out='.replace("%", r"\\%").replace("_", r"\\_")', put=""
+    path="app/scaling/dialect/statements.py", take_out='.replace("%", r"\\%").replace("_", r"\\_")', put=""
 )
 async def test_a_prefix_means_its_characters_whatever_they_are_to_like(quiet: Resources) -> None:
     mark = uuid4().hex

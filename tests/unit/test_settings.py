@@ -54,7 +54,7 @@ def test_the_environment_is_read_into_nested_frozen_settings(environment: Callab
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("SECRET_KEY", "too short"), ("SECRET_KEY", None), ("DATABASE_URL", "mysql://u:p@h/d"), ("DATABASE_URL", None),
+        ("SECRET_KEY", "too short"), ("SECRET_KEY", None), ("DATABASE_URL", "oracle://u:p@h/d"), ("DATABASE_URL", None),
         ("DATABASE_URL", "postgresql:///no-host"), ("REPLICA_URLS", "http://r1"), ("REDIS_URL", None),
         ("REDIS_URL", "http://h"), ("REDIS_URL", "redis://"), ("REDIS_URL", "redis://[::1"), ("DATABASE_URL", "postgresql://[::1"),
         ("REDIS_BROKER_URL", "amqp://h"),
@@ -106,9 +106,9 @@ def test_printed_settings_show_no_secret(environment: Callable[..., None]) -> No
 @pytest.mark.parametrize(
     "changes",
     [
-        {"SECRET_KEY": "hush"}, {"DATABASE_URL": "mysql://u:hush@h/d"}, {"REPLICA_URLS": "mysql://u:hush@h/d"},
+        {"SECRET_KEY": "hush"}, {"DATABASE_URL": "oracle://u:hush@h/d"}, {"REPLICA_URLS": "oracle://u:hush@h/d"},
         {"REDIS_URL": "http://:hush@h"}, {"SMTP_URL": "imap://u:hush@h"}, {"SHARDS": '[{"primary": "hush'},
-        {"SHARDS": json.dumps([shard(0, 1023, "mysql://u:hush@h/d")])}, {"SHARDS": json.dumps([shard(0, 9)])},
+        {"SHARDS": json.dumps([shard(0, 1023, "oracle://u:hush@h/d")])}, {"SHARDS": json.dumps([shard(0, 9)])},
     ],
 )  # fmt: skip
 def test_a_refusal_never_shows_the_value_of_a_secret(environment: Callable[..., None], changes: dict[str, str]) -> None:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Float, Row, cast, func, insert, select, tuple_, update
+from sqlalchemy import Row, insert, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
 from app.core import context, wire
@@ -19,7 +19,7 @@ from app.domain.catalog.rules import Allocation, NewProduct, OnHand, OutOfStock,
 from app.domain.catalog.tables import products, reservations, stock, warehouses
 from app.scaling.cache import ABSENT, LIST, PRODUCT, SEARCH, Cache, Entry, Load
 from app.scaling.database import CATALOG_SHARD, Database, Writer
-from app.scaling.dialect import insert_ignore
+from app.scaling.dialect import insert_ignore, match_rank, matches
 from app.scaling.paging import Cursors
 
 GENERATION = "products"
@@ -79,10 +79,8 @@ class Catalog:
         """
         scope = f"search {text}"
         after = self._cursors.open(scope, cursor)
-        query = func.websearch_to_tsquery("english", text)
-        # As a double, because the cursor must carry the very number that the database compares.
-        rank = cast(func.ts_rank(products.c.words, query), Float(53)).label("rank")
-        found = select(*_COLUMNS, rank).where(products.c.words.op("@@")(query)).subquery()
+        rank = match_rank(products.c.words, text).label("rank")
+        found = select(*_COLUMNS, rank).where(matches(products.c.words, text)).subquery()
         statement = select(found).order_by(found.c.rank.desc(), found.c.id.desc()).limit(limit + 1)
         if after is not None:
             statement = statement.where(tuple_(found.c.rank, found.c.id) < tuple_(after[0], UUID(after[1])))

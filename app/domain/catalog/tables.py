@@ -20,9 +20,11 @@ from sqlalchemy import (
     Uuid,
     text,
 )
+from sqlalchemy.dialects.mysql import MEDIUMTEXT
 from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR
 
 from app.scaling.database import metadata
+from app.scaling.dialect import search_words
 
 products = Table(
     "products",
@@ -43,17 +45,14 @@ products = Table(
     Column("updated_at", DateTime(timezone=True), nullable=False),
     Column(
         "words",
-        TSVECTOR,
-        Computed(
-            "setweight(to_tsvector('english', name), 'A') || setweight(to_tsvector('english', description), 'B')",
-            persisted=True,
-        ),
+        Text().with_variant(TSVECTOR(), "postgresql").with_variant(MEDIUMTEXT(), "mariadb"),
+        Computed(search_words("name", "description"), persisted=True),
     ),
     PrimaryKeyConstraint("id"),
     UniqueConstraint("sku"),
     CheckConstraint("amount >= 0", name="amount_not_negative"),
     CheckConstraint("available >= 0", name="available_not_negative"),
-    Index("ix_products_words", "words", postgresql_using="gin"),  # GET /products/search
+    Index("ix_products_words", "words", postgresql_using="gin", mariadb_prefix="FULLTEXT"),  # GET /products/search
 )
 
 warehouses = Table(

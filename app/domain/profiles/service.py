@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, insert, or_, select, update
 
 from app.core import context, wire
 from app.core.errors import NotFound, PreconditionFailed
@@ -18,7 +18,7 @@ from app.domain.profiles.tables import profiles
 from app.scaling import outbox
 from app.scaling.cache import ABSENT, LIST, PROFILE, Cache, Entry, Load
 from app.scaling.database import Database
-from app.scaling.dialect import json_contains
+from app.scaling.dialect import begins_with, json_contains
 from app.scaling.paging import Cursors
 
 GENERATION = "profiles"
@@ -135,8 +135,7 @@ class Profiles:
         """
         filters: list[ColumnElement[bool]] = [profiles.c.erased_at.is_(None)]
         if name_prefix:
-            pattern = name_prefix.lower().replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_") + "%"
-            filters.append(func.lower(profiles.c.name).like(pattern, escape="\\"))
+            filters.append(begins_with(profiles.c.name, name_prefix))
         if attribute:
             key, value = attribute
             filters.append(or_(*(json_contains(profiles.c.attributes, {key: reading}) for reading in _readings(value))))

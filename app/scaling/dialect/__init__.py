@@ -8,28 +8,42 @@ same functions, `Engine`. A position is the engine's log position as one integer
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from sqlalchemy import ExceptionContext, event
+from sqlalchemy import Connection, ExceptionContext, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.core.settings import DatabaseSettings
-from app.scaling.dialect import postgresql
+from app.scaling.dialect import mariadb, postgresql
 from app.scaling.dialect.answers import State, Trouble
-from app.scaling.dialect.statements import insert_ignore, json_contains, logical_shard_of
+from app.scaling.dialect.statements import (
+    begins_with,
+    insert_ignore,
+    json_contains,
+    logical_shard_of,
+    match_rank,
+    matches,
+    search_words,
+)
 
 __all__ = [
     "ERRORS",
     "LOCK_TIMEOUT",
     "State",
     "Trouble",
+    "begins_with",
     "commit_position",
     "connect",
     "create_engine",
     "cut",
+    "driver_url",
+    "hold_for_migrations",
     "insert_ignore",
     "is_fenced",
     "json_contains",
     "logical_shard_of",
+    "match_rank",
+    "matches",
+    "search_words",
     "state",
     "trouble",
 ]
@@ -50,6 +64,12 @@ class Engine(Protocol):
     ) -> AsyncEngine:
         """See `create_engine` below."""
 
+    def driver_url(self, url: str) -> str:
+        """See `driver_url` below."""
+
+    def hold_for_migrations(self, connection: Connection, *, lock: int, seconds: int) -> None:
+        """See `hold_for_migrations` below."""
+
     async def connect(self, url: str, settings: DatabaseSettings, patience: float, *, name: str) -> Any:
         """See `connect` below."""
 
@@ -66,7 +86,7 @@ class Engine(Protocol):
         """Return what the driver's error says, or None if it is none of the driver's or the statement is wrong."""
 
 
-_ENGINES: dict[str, Engine] = {"postgresql": postgresql}
+_ENGINES: dict[str, Engine] = {"postgresql": postgresql, "mariadb": mariadb, "mysql": mariadb}
 # What talking to a node may raise, through SQLAlchemy or not; `trouble` tells what of it is no mistake of ours.
 ERRORS: tuple[type[Exception], ...] = (
     *(error for engine in _ENGINES.values() for error in engine.DRIVER_ERRORS),
@@ -94,6 +114,23 @@ def _drop_demoted(failure: ExceptionContext) -> None:
     """Have the pool replace its connections to a server that is no primary any more: its name may lead to another."""
     if Trouble.READ_ONLY in map(_trouble, _told(failure.original_exception)):
         failure.is_disconnect = True
+
+
+def driver_url(url: str) -> str:
+    """Return a URL of the settings as SQLAlchemy takes it, with the name of the driver."""
+    return _at(url).driver_url(url)
+
+
+def hold_for_migrations(connection: Connection, *, lock: int, seconds: int) -> None:
+    """Let one migration of this database run at a time, and give its statements more time than a request's.
+
+    Args:
+        connection: of the migration; the lock is held until its transaction or, where changes of tables commit by
+            themselves, the connection ends.
+        lock: its number.
+        seconds: that a statement may take, and that the lock is waited for.
+    """
+    _ENGINES[connection.dialect.name].hold_for_migrations(connection, lock=lock, seconds=seconds)
 
 
 async def connect(url: str, settings: DatabaseSettings, patience: float, *, name: str) -> Any:
@@ -157,5 +194,5 @@ def _at(url: str) -> Engine:
     return _ENGINES[url.partition("://")[0]]
 
 
-def _behind(_driver_connection: Any) -> Engine:
-    return postgresql
+def _behind(driver_connection: Any) -> Engine:
+    return mariadb if isinstance(driver_connection, mariadb.Connection) else postgresql

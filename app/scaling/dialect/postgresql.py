@@ -6,7 +6,7 @@ What each function promises stands at its namesake in the package.
 from typing import Any
 
 import asyncpg
-from sqlalchemy import event
+from sqlalchemy import Connection, event, text
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -66,6 +66,17 @@ def create_engine(
     )
     event.listen(engine.sync_engine, "checkout", _replace_cut)
     return engine
+
+
+def driver_url(url: str) -> str:
+    """Return the URL with asyncpg in it."""
+    return url.replace("postgresql://", "postgresql+asyncpg://", 1)
+
+
+def hold_for_migrations(connection: Connection, *, lock: int, seconds: int) -> None:
+    """Hold an advisory lock until the transaction ends."""
+    connection.execute(text(f"SET statement_timeout = '{seconds}s'"))
+    connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": lock})
 
 
 def _replace_cut(connection: Any, _record: Any, _proxy: Any) -> None:

@@ -1,52 +1,184 @@
-"""Statements that engines write differently, as constructs that each engine compiles in its own words.
+"""Statements that engines word differently, as constructs that each engine compiles in its own words.
 
 Callers build them like any other SQLAlchemy expression; nobody asks which engine it is for.
 """
 
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Integer, Table, type_coerce
-from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
+from sqlalchemy import JSON, Column, ColumnElement, Dialect, Float, Integer, String, Table, literal, literal_column
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql import Insert
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import NULLTYPE, TypeDecorator
+
+from app.scaling.dialect.wording import boolean_query
+
+POSTGRESQL, MARIADB = "postgresql", "mariadb"
 
 
 def insert_ignore(table: Table) -> Insert:
     """Return an insert that touches no row, and raises nothing, where the key is there already.
 
-    It waits for a transaction that is inserting the same key.
+    It waits for a transaction that is inserting the same key, and locks the row that it finds.
     """
-    return insert(table).on_conflict_do_nothing()
+    return _InsertIgnore(table)
 
 
 def json_contains(column: Column[Any], value: dict[str, Any]) -> ColumnElement[bool]:
-    """Return the condition that the column's JSON object has all of `value`; an index answers it."""
-    return type_coerce(column, JSONB).contains(value)
+    """Return the condition that the column's JSON object has all of `value`."""
+    return _JsonContains(column, literal(value, JSON().with_variant(JSONB(), POSTGRESQL)))
 
 
-class LogicalShard(FunctionElement[int]):
-    """The logical shard that an id carries, read by the database: bits 4 to 13 of bytes 6 and 7 (`core/ids.py`)."""
+def begins_with(column: Column[Any], prefix: str) -> ColumnElement[bool]:
+    """Return the condition that the column's text begins with `prefix`, in any case; an index answers it."""
+    pattern = prefix.lower().replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_") + "%"
+    return _Lower(column).like(pattern, escape="\\")
+
+
+def search_words(heavy: str, light: str) -> ColumnElement[Any]:
+    """Return what a search column is computed from: two text columns, of which the first counts more."""
+    return _SearchWords(literal_column(heavy), literal_column(light))
+
+
+def matches(words: Column[Any], text: str) -> ColumnElement[bool]:
+    """Return the condition that a search column has what people typed: words, "quoted phrases", or and -not."""
+    return _Matches(words, literal(text, _Typed()))
+
+
+def match_rank(words: Column[Any], text: str) -> ColumnElement[float]:
+    """Return how well it matches, as a double, because a cursor must carry the very number that is compared."""
+    return _Rank(words, literal(text, _Typed()))
+
+
+def logical_shard_of(owner: ColumnElement[Any]) -> ColumnElement[int]:
+    """Return the logical shard of the ids in a column."""
+    return _LogicalShard(owner)
+
+
+class _InsertIgnore(Insert):
+    inherit_cache = True
+
+
+@compiles(_InsertIgnore, POSTGRESQL)
+def _(insert: _InsertIgnore, compiler: SQLCompiler, **options: Any) -> str:
+    return f"{compiler.visit_insert(insert, **options)} ON CONFLICT DO NOTHING"  # type: ignore[no-untyped-call]
+
+
+@compiles(_InsertIgnore, MARIADB)
+def _(insert: _InsertIgnore, compiler: SQLCompiler, **options: Any) -> str:
+    # INSERT IGNORE would swallow other errors, too, and lock the row it finds for reading only: two that then change it
+    # would wait for each other.
+    key = compiler.preparer.format_column(next(iter(insert.table.primary_key)))
+    return f"{compiler.visit_insert(insert, **options)} ON DUPLICATE KEY UPDATE {key} = {key}"  # type: ignore[no-untyped-call]
+
+
+class _JsonContains(FunctionElement[Any]):
+    type = NULLTYPE  # as a Boolean, MariaDB would be asked whether it equals 1
+    inherit_cache = True
+
+
+@compiles(_JsonContains, POSTGRESQL)
+def _(contains: _JsonContains, compiler: SQLCompiler, **options: Any) -> str:
+    column, value = contains.clauses
+    return f"{compiler.process(column, **options)} @> {compiler.process(value, **options)}"
+
+
+@compiles(_JsonContains, MARIADB)
+def _(contains: _JsonContains, compiler: SQLCompiler, **options: Any) -> str:
+    return f"JSON_CONTAINS({compiler.process(contains.clauses, **options)})"
+
+
+class _Lower(FunctionElement[str]):
+    type = String()
+    inherit_cache = True
+
+
+@compiles(_Lower, POSTGRESQL)
+def _(lower: _Lower, compiler: SQLCompiler, **options: Any) -> str:
+    return f"lower({compiler.process(lower.clauses, **options)})"
+
+
+@compiles(_Lower, MARIADB)
+def _(lower: _Lower, compiler: SQLCompiler, **options: Any) -> str:
+    # No index on an expression there: the index's expression is a generated column, which bears the index's label.
+    (column,) = lower.clauses
+    table, dot, _name = compiler.process(column, **options).rpartition(".")
+    return f"{table}{dot}{compiler.preparer.quote(f'{column.name}_lower')}"
+
+
+class _SearchWords(FunctionElement[Any]):
+    inherit_cache = True
+
+
+@compiles(_SearchWords, POSTGRESQL)
+def _(words: _SearchWords, compiler: SQLCompiler, **options: Any) -> str:
+    heavy, light = (compiler.process(clause, **options) for clause in words.clauses)
+    return f"setweight(to_tsvector('english', {heavy}), 'A') || setweight(to_tsvector('english', {light}), 'B')"
+
+
+@compiles(_SearchWords, MARIADB)
+def _(words: _SearchWords, compiler: SQLCompiler, **options: Any) -> str:
+    # A word that occurs twice as often weighs more.
+    heavy, light = (compiler.process(clause, **options) for clause in words.clauses)
+    return f"concat({heavy}, ' ', {heavy}, ' ', {light})"
+
+
+class _Typed(TypeDecorator[str]):
+    """A search as people type it, which PostgreSQL reads as it is."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return boolean_query(value) if value is not None and dialect.name == MARIADB else value
+
+
+class _Matches(FunctionElement[Any]):
+    type = NULLTYPE  # see above; MariaDB's answer is the rank
+    inherit_cache = True
+
+
+@compiles(_Matches, POSTGRESQL)
+def _(match: _Matches, compiler: SQLCompiler, **options: Any) -> str:
+    words, text = (compiler.process(clause, **options) for clause in match.clauses)
+    return f"{words} @@ websearch_to_tsquery('english', {text})"
+
+
+class _Rank(FunctionElement[float]):
+    type = Float(53)
+    inherit_cache = True
+
+
+@compiles(_Rank, POSTGRESQL)
+def _(rank: _Rank, compiler: SQLCompiler, **options: Any) -> str:
+    words, text = (compiler.process(clause, **options) for clause in rank.clauses)
+    return f"CAST(ts_rank({words}, websearch_to_tsquery('english', {text})) AS FLOAT(53))"
+
+
+@compiles(_Matches, MARIADB)
+@compiles(_Rank, MARIADB)
+def _(match: _Matches | _Rank, compiler: SQLCompiler, **options: Any) -> str:
+    words, text = (compiler.process(clause, **options) for clause in match.clauses)
+    return f"MATCH({words}) AGAINST ({text} IN BOOLEAN MODE)"
+
+
+class _LogicalShard(FunctionElement[int]):
+    """Bits 4 to 13 of bytes 6 and 7 of an id (`core/ids.py`)."""
 
     type = Integer()
     name = "logical_shard"
     inherit_cache = True
 
 
-@compiles(LogicalShard)
-def _logical_shard(element: LogicalShard, compiler: SQLCompiler, **options: Any) -> str:
-    raw = f"uuid_send({compiler.process(element.clauses, **options)})"
+@compiles(_LogicalShard, POSTGRESQL)
+def _(shard: _LogicalShard, compiler: SQLCompiler, **options: Any) -> str:
+    raw = f"uuid_send({compiler.process(shard.clauses, **options)})"
     return f"(((get_byte({raw}, 6) & 15) << 6) | (get_byte({raw}, 7) >> 2))"
 
 
-@compiles(LogicalShard, "mysql")
-@compiles(LogicalShard, "mariadb")
-def _logical_shard_of_text(element: LogicalShard, compiler: SQLCompiler, **options: Any) -> str:
-    # An id is text there, with hyphens or without: its 14th to 16th digit are the logical shard and two random bits.
-    digits = f"SUBSTR(REPLACE(CAST({compiler.process(element.clauses, **options)} AS CHAR), '-', ''), 14, 3)"
-    return f"(CONV({digits}, 16, 10) DIV 4)"
-
-
-def logical_shard_of(owner: ColumnElement[Any]) -> ColumnElement[int]:
-    """Return the logical shard of the ids in a column."""
-    return LogicalShard(owner)
+@compiles(_LogicalShard, MARIADB)
+def _(shard: _LogicalShard, compiler: SQLCompiler, **options: Any) -> str:
+    # The 14th to 16th hexadecimal digit are the logical shard and two random bits.
+    return f"(CONV(SUBSTR(HEX({compiler.process(shard.clauses, **options)}), 14, 3), 16, 10) DIV 4)"
