@@ -3,7 +3,7 @@
 import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from quiet import REPLICAS, Servers, stranger
@@ -224,13 +224,15 @@ async def test_of_two_sign_ups_with_one_address_one_wins_and_leaves_nothing_of_t
 
 
 @pytest.mark.sabotage(
-    path="app/domain/profiles/directory.py", take_out="                if exists:\n", put="                if True:\n"
+    path="app/domain/profiles/directory.py", take_out="            if exists:\n", put="            if True:\n"
 )
-@pytest.mark.sabotage("app/domain/profiles/service.py", "        await self._directory.doubt(known.email)\n", "")
+@pytest.mark.sabotage(
+    "app/domain/profiles/service.py", "        await self._directory.doubt(known.email, profile_id)\n", ""
+)
 async def test_an_erasure_that_was_cut_off_does_not_keep_the_address_taken(
     quiet: Resources, servers: Servers, email: str, profile: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def cut_off(_email: str) -> None:
+    async def cut_off(_email: str, _profile_id: UUID) -> None:
         raise Unavailable("the process is gone")
 
     monkeypatch.setattr(quiet.directory, "release", cut_off)

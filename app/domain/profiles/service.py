@@ -1,6 +1,7 @@
 """The use cases of profiles. Public views come from the cache; every write goes through it."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -8,16 +9,16 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Row, insert, or_, select, update
 
 from app.core import context, wire
-from app.core.errors import NotFound, PreconditionFailed
+from app.core.errors import NotFound, PreconditionFailed, Unavailable
 from app.core.ids import new_id
 from app.core.telemetry import BUSINESS_EVENTS
-from app.domain.profiles.directory import Directory
+from app.domain.profiles.directory import Directory, taken
 from app.domain.profiles.passwords import Passwords
 from app.domain.profiles.rules import MEMBER, TIERS, Location, NewProfile, Profile, normalise_email
 from app.domain.profiles.tables import profiles
 from app.scaling import outbox
 from app.scaling.cache import ABSENT, LIST, PROFILE, Cache, Entry, Load
-from app.scaling.database import Database
+from app.scaling.database import Database, Writer
 from app.scaling.dialect import begins_with, json_contains
 from app.scaling.paging import Cursors
 
@@ -85,11 +86,23 @@ class Profiles:
             updated_at=now,
         )
         await self._directory.reserve(profile.email, profile.id)
-        # If this fails or its outcome is unknown, the sweep of the directory finds out what became of the profile.
-        async with self._database.writer(profile.id) as writer:
-            await writer.run(insert(profiles).values(**_columns(profile), password_hash=password_hash))
-            await outbox.append(writer, "profile.created", profile_id=profile.id, subject_id=profile.id)
-        await self._directory.confirm(profile.email)
+        writer: Writer | None = None
+        try:
+            async with self._database.writer(profile.id) as writer:
+                await writer.run(insert(profiles).values(**_columns(profile), password_hash=password_hash))
+                await outbox.append(writer, "profile.created", profile_id=profile.id, subject_id=profile.id)
+        finally:
+            # Nothing has committed, for certain. Where that is not known the directory finds out later.
+            if writer is None or writer.position == 0:
+                with suppress(Unavailable):
+                    await self._directory.release(profile.email, profile.id)
+        try:
+            kept = await self._directory.confirm(profile.email, profile.id)
+        except Unavailable:
+            kept = True  # the profile exists, so whoever looks at the reservation next confirms it
+        if not kept:
+            await self.erase(profile.id, profile.version)
+            raise taken()
         await self._written(profile, writer.shard)
         BUSINESS_EVENTS.labels("sign_up", "created").inc()
         return profile
@@ -202,7 +215,7 @@ class Profiles:
             raise NotFound("There is no such profile.")
         if known.version != version:
             raise PreconditionFailed(STALE)
-        await self._directory.doubt(known.email)
+        await self._directory.doubt(known.email, profile_id)
         async with self._database.writer(profile_id) as writer:
             erased = await writer.run(
                 update(profiles)
@@ -224,9 +237,9 @@ class Profiles:
             if erased:
                 await outbox.append(writer, "profile.erased", profile_id=profile_id, subject_id=profile_id)
         if not erased:
-            await self._directory.confirm(known.email)
+            await self._directory.confirm(known.email, profile_id)
             raise PreconditionFailed(STALE)
-        await self._directory.release(known.email)
+        await self._directory.release(known.email, profile_id)
         await self._cache.put(PROFILE, str(profile_id), Entry(version + 1, None))
         await self._raise_generation(writer.shard)
 
