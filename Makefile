@@ -18,7 +18,7 @@ unexport UV_CACHE_DIR
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run stop down status test check prove load bench clean
+.PHONY: help setup run stop down status test test-failure check prove load bench clean
 .SILENT:
 # Half a virtual environment must not look like a whole one.
 .DELETE_ON_ERROR:
@@ -40,6 +40,9 @@ status: $(STAMP) ## Show every process of the cluster
 
 test: $(STAMP) ## All tests, against a cluster of their own on free ports
 	$(BIN)/python -m pytest
+
+test-failure: $(STAMP) ## The failure tests in their long form: 200 orders, Redis away for a minute (CRASH_SEED=7 repeats one)
+	CRASH_ORDERS=200 BROKER_OUTAGE=60 $(BIN)/python -m pytest tests/failure
 
 check: $(STAMP) ## Lint, format, types, import order, claims, migrations
 	echo "ruff"; $(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet .

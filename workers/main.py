@@ -20,6 +20,7 @@ from celery.worker import request
 from app.core.settings import Settings, load_settings
 from app.core.telemetry import configure_logging, logger
 from app.scaling.lifecycle import Lifecycle, Phase
+from workers import metrics
 from workers.broker import create_celery
 from workers.runtime import Runtime
 from workers.task import HARD_MARGIN_SECONDS, Delivery, Task, execute
@@ -55,6 +56,8 @@ def run_worker(tasks: Iterable[Task] = TASKS) -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     # It warns root because pickled tasks would let whoever reaches the broker run code as root. Ours are JSON only.
     warnings.simplefilter("ignore", SecurityWarning)
+    let_go = metrics.serve(settings.service.metrics_port)
+    signals.worker_process_init.connect(lambda **_: let_go(), weak=False)
     lifecycle = Lifecycle(settings.service.ready_file)
     celery = create_worker(settings, lifecycle, tasks)
     worker = celery.Worker(
@@ -69,6 +72,7 @@ def run_worker(tasks: Iterable[Task] = TASKS) -> None:
     worker.start()
     _end_children()
     lifecycle.enter(Phase.STOPPED)
+    metrics.forget()
     raise SystemExit(worker.exitcode)
 
 

@@ -19,12 +19,20 @@ import uvloop
 from app.core import context
 from app.core.errors import Unavailable
 from app.core.settings import Settings, load_settings
-from app.core.telemetry import OUTBOX_PUBLISHED, configure_logging, logger
+from app.core.telemetry import (
+    DEAD_LETTERS_OPEN,
+    OUTBOX_OLDEST,
+    OUTBOX_PUBLISHED,
+    OUTBOX_WAITING,
+    configure_logging,
+    logger,
+)
 from app.scaling import outbox
 from app.scaling.lifecycle import Phase
 from app.scaling.outbox import Message
 from app.scaling.redis_link import RedisDown
 from app.wiring import Resources, open_resources
+from workers import metrics
 from workers.broker import BrokerDown, Posting, Publisher, create_celery
 from workers.task import Delivery
 
@@ -59,6 +67,9 @@ LONGEST_WAIT = 4
 LONGEST_PAUSE = 2.0
 FIRST_PAUSE = 0.1
 
+# Prometheus asks every 15 s; what it is told then is at most this old.
+MEASURE_SECONDS = 5.0
+
 # A message that comes again was perhaps streamed before; this long that is remembered.
 STREAMED_SECONDS = 24 * 3600
 
@@ -84,6 +95,7 @@ class Relay:
             async with asyncio.TaskGroup() as group:
                 for shard in self._resources.database.shards:
                     group.create_task(self._follow(shard.number, stopping))
+                    group.create_task(self._measure(shard.number, stopping))
         finally:
             self._thread.submit(self._publisher.close)
             self._thread.shutdown()
@@ -112,6 +124,20 @@ class Relay:
                 pause = 0.0 if full else self._settings.relay_poll * random.uniform(0.5, 1.5)
             with suppress(TimeoutError):
                 await asyncio.wait_for(stopping.wait(), pause)
+
+    async def _measure(self, shard: int, stopping: asyncio.Event) -> None:
+        """Tell what waits, for those who decide about the number of workers; every relay tells of all shards."""
+        label = str(shard)
+        reader = self._resources.database.readers()[shard]
+        while not stopping.is_set():
+            # Without the database the last number stays: nobody has another one.
+            with suppress(Unavailable):
+                backlog = await outbox.backlog(reader)
+                OUTBOX_WAITING.labels(label).set(backlog.messages)
+                OUTBOX_OLDEST.labels(label).set(backlog.oldest)
+                DEAD_LETTERS_OPEN.labels(label).set(backlog.letters)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), MEASURE_SECONDS)
 
     async def relay(self, shard: int) -> int:
         """Carry one batch of a shard's due messages; return how many there were.
@@ -224,6 +250,7 @@ def run() -> None:
     """
     settings = load_settings()
     configure_logging(settings.service, "relay")
+    metrics.serve(settings.service.metrics_port)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings))
 

@@ -132,6 +132,7 @@ class ServiceSettings(_Group):
     drain_seconds: float = Field(default=5.0, ge=0, le=300)  # served on after SIGTERM, for balancers to notice
     ready_file: Path | None = None
     schedule_file: Path = Path("celerybeat-schedule")
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)  # of relays and workers, which have no other port
 
     @property
     def secret(self) -> bytes:

@@ -20,30 +20,52 @@ from app.core.settings import ServiceSettings
 # From 1 ms to 10 s with a step of at most 2.5, so that p50, p95 and p99 are within one bucket of the truth.
 LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
+# The mode of a gauge says what a worker tells of its children: of those that live the one that is worst off.
 DATABASE_STATEMENTS = Counter(
     "database_statements_total", "Statements sent, by node and outcome.", ["shard", "node", "outcome"]
 )
 DATABASE_FALLBACKS = Counter(
     "database_primary_reads_total", "Reads that went to the primary, by reason.", ["shard", "reason"]
 )
-REPLICA_LAG = Gauge("replica_lag_seconds", "How far a replica's replay is behind, as last seen.", ["shard", "node"])
-REPLICA_HEALTHY = Gauge("replica_healthy", "1 while a replica takes reads, else 0.", ["shard", "node"])
+REPLICA_LAG = Gauge(
+    "replica_lag_seconds",
+    "How far a replica's replay is behind, as last seen.",
+    ["shard", "node"],
+    multiprocess_mode="livemax",
+)
+REPLICA_HEALTHY = Gauge(
+    "replica_healthy", "1 while a replica takes reads, else 0.", ["shard", "node"], multiprocess_mode="livemin"
+)
 CACHE_READS = Counter("cache_reads_total", "Cache reads by kind of value and what they found.", ["kind", "result"])
 CACHE_LOADS = Counter("cache_loads_total", "Values loaded behind the cache, by kind.", ["kind"])
 CACHE_EARLY = Counter("cache_early_loads_total", "Values loaded again before they expired, by kind.", ["kind"])
-CACHE_OWED = Gauge("cache_owed", "Writes that Redis could not be told of and is told again until it takes them.")
+CACHE_OWED = Gauge(
+    "cache_owed",
+    "Writes that Redis could not be told of and is told again until it takes them.",
+    multiprocess_mode="livesum",
+)
 NEAR_UNHEARD = Counter(
     "cache_push_unheard_total", "Writes that waited out the lease of an instance that did not drop its copy in time."
 )
 REDIS_FAILURES = Counter("redis_failures_total", "Calls to Redis that failed, by what they were for.", ["purpose"])
 RATE_LIMITED = Counter("rate_limited_total", "Requests refused by a rate limit, by policy.", ["policy"])
 LIMITED_LOCALLY = Counter("rate_limit_local_total", "Requests that an instance counted for itself, without Redis.")
-BREAKER_OPEN = Gauge("breaker_open", "1 while the breaker of a dependency refuses calls, else 0.", ["dependency"])
+BREAKER_OPEN = Gauge(
+    "breaker_open",
+    "1 while the breaker of a dependency refuses calls, else 0.",
+    ["dependency"],
+    multiprocess_mode="livemax",
+)
 OUTBOUND_CALLS = Counter("outbound_calls_total", "Calls to dependencies, by outcome.", ["dependency", "outcome"])
 PAYMENT_DIFFERENCES = Gauge(
-    "payment_differences", "Payments on which we and the provider differed when they were last compared."
+    "payment_differences",
+    "Payments on which we and the provider differed when they were last compared.",
+    multiprocess_mode="mostrecent",
 )
 OUTBOX_PUBLISHED = Counter("outbox_published_total", "Outbox messages handed to the broker, by event.", ["event"])
+OUTBOX_WAITING = Gauge("outbox_messages_waiting", "Outbox messages that are not done, at most 100,000.", ["shard"])
+OUTBOX_OLDEST = Gauge("outbox_oldest_message_seconds", "Age of the oldest message that is not done, or 0.", ["shard"])
+DEAD_LETTERS_OPEN = Gauge("dead_letters_open", "Dead letters that nobody has replayed.", ["shard"])
 TASKS = Counter("tasks_total", "Finished task runs by task and outcome.", ["task", "outcome"])
 TASK_SECONDS = Histogram("task_duration_seconds", "Duration of task runs.", ["task"], buckets=LATENCY_BUCKETS)
 DEAD_LETTERS = Counter("dead_letters_total", "Messages given up, by task.", ["task"])

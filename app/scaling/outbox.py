@@ -40,6 +40,9 @@ from app.core.ids import new_id
 from app.scaling.database import Queries, Writer, metadata
 from app.scaling.dialect import insert_ignore
 
+# Counting a backlog reads its index. Of more than this nobody needs the number, only that it is more.
+MOST_COUNTED = 100_000
+
 outbox = Table(
     "outbox",
     metadata,
@@ -265,6 +268,31 @@ async def bury(writer: Writer, message: Message, task: str, error: str) -> None:
             created_at=datetime.now(UTC),
         )
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What of a shard's outbox is not done: how many messages, the age of the oldest in seconds, open dead letters."""
+
+    messages: int
+    oldest: float
+    letters: int
+
+
+async def backlog(queries: Queries) -> Backlog:
+    """Look at what is not done, in one statement; past `MOST_COUNTED` messages the rest is not counted."""
+    waiting = select(outbox.c.created_at).where(outbox.c.due_at.is_not(None)).limit(MOST_COUNTED).subquery()
+    letters = select(func.count()).select_from(dead_letters).where(dead_letters.c.replayed_at.is_(None))
+    row = await queries.first(
+        select(
+            func.count().label("messages"),
+            func.min(waiting.c.created_at).label("since"),
+            letters.scalar_subquery().label("letters"),
+        ).select_from(waiting)
+    )
+    if row is None or row.since is None:
+        return Backlog(0, 0.0, row.letters if row else 0)
+    return Backlog(row.messages, max(0.0, (datetime.now(UTC) - row.since).total_seconds()), row.letters)
 
 
 def message_from(row: Row[Any], *, tries: int) -> Message:

@@ -45,6 +45,8 @@ USUAL_PORTS = {
     "redis": 16379,
     "api": 18001,
     "payments": 18100,
+    "relay": 18201,
+    "worker": 18301,
     "smtp": 18025,
     "smtp-http": 18026,
 }

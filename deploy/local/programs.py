@@ -261,12 +261,16 @@ class Plan:
             arguments += ["--host", HOST, "--port", str(self.ports[name])] + (["--reload"] if self.reload else [])
             more: dict[str, Any] = {"port": self.ports[name], "address": address, "health": f"{address}/health/ready"}
         else:
-            environment |= {"READY_FILE": str(self.layout.ready / name), "METRICS_PORT": "0"}
+            environment |= {"READY_FILE": str(self.layout.ready / name)}
+            more = {}
             if kind == "scheduler":
                 environment["SCHEDULE_FILE"] = str(self.layout.root / "schedule")
+            else:
+                port = self.ports[name]
+                environment["METRICS_PORT"] = str(port)
+                more = {"port": port, "address": f"http://{HOST}:{port}/metrics"}
             if self.reload:
                 arguments += ["--reload"]
-            more = {}
         return {"arguments": arguments, "environment": environment, **more}
 
 
@@ -307,5 +311,5 @@ def not_running(layout: Layout) -> str:
 
 def port_names(names: list[str]) -> list[str]:
     """Which ports the processes `names` need, NGINX's apart: `primary`, `api-1`, `smtp-http` and so on."""
-    needed = [name for name in names if kind_of(name) in {"api", "primary", "replica", "redis", "payments", "smtp"}]
+    needed = [name for name in names if kind_of(name) not in {"nginx", "scheduler"}]
     return needed + (["smtp-http"] if "smtp" in names else [])

@@ -24,6 +24,7 @@ KUBERNETES = "1.35"
 FOREIGN = {
     "Gateway",
     "HTTPRoute",
+    "PodMonitor",
     "ServiceMonitor",
     "PrometheusRule",
     "ScaledObject",

@@ -32,6 +32,9 @@ EFFECTS: dict[str, type] = {
     "invoices.issue": Invoices,
     "mail.order_confirmation": Mail,
     "reports.record_sale": Reports,
+    "reports.take_back": Reports,
+    "payments.undo": Payments,
+    "mail.order_cancellation": Mail,
 }
 POINTS = (
     *(f"{effect} {when}" for effect in EFFECTS for when in ("before", "after")),

