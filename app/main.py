@@ -18,6 +18,7 @@ from app.api import (
     admin,
     catalog,
     documentation,
+    events,
     files,
     health,
     metrics,
@@ -44,6 +45,7 @@ ROUTERS = (
     sessions.router,
     catalog.router,
     orders.router,
+    events.router,
     files.router,
     admin.router,
     documentation.router,
@@ -67,6 +69,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         async with open_resources(chosen) as resources:
             app.state.resources = resources
             health.install(app, resources)
+            events.install(app, resources)
             # It listens at once, so that whoever asks its health is told what it waits for.
             starting = asyncio.create_task(_start(resources), name="start")
             try:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from app.core.settings import Settings
 from app.core.signing import Signer
 from app.domain.catalog.service import Catalog
+from app.domain.orders.following import Following
 from app.domain.orders.invoicing import Invoices
 from app.domain.orders.mail import Mail
 from app.domain.orders.service import Orders
@@ -64,6 +65,7 @@ class Resources:
     admissions: Admissions
     catalog: Catalog
     orders: Orders
+    following: Following
     payments: Payments
     invoices: Invoices
     mail: Mail
@@ -110,9 +112,12 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         admissions = Admissions(pipe, values, near, limiter, settings)
         await admissions.start()
         stack.push_async_callback(admissions.stop)
+        lifecycle = Lifecycle(settings.service.ready_file)
+        events = EventStream(redis, lifecycle.draining)
+        orders = Orders(database, catalog, storage, cursors)
         yield Resources(
             settings=settings,
-            lifecycle=Lifecycle(settings.service.ready_file),
+            lifecycle=lifecycle,
             database=database,
             redis=redis,
             pipe=pipe,
@@ -124,7 +129,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             locks=Locks(redis),
             runs=Runs(redis),
             dead_letters=DeadLetters(database, cursors),
-            events=EventStream(redis),
+            events=events,
             tokens=Signer(secret, "consistency token"),
             directory=directory,
             passwords=passwords,
@@ -132,7 +137,8 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             sessions=Sessions(database, pipe, near, positions, known=profiles, settings=settings.sessions),
             admissions=admissions,
             catalog=catalog,
-            orders=Orders(database, catalog, storage, cursors),
+            orders=orders,
+            following=Following(orders, events),
             payments=payments,
             invoices=invoices,
             mail=Mail(settings.mail, database, invoices),

@@ -42,6 +42,7 @@ log = logger(__name__)
 ROUTES: dict[str, tuple[str, ...]] = {
     "order.placed": ("orders.reserve_stock",),
     "order.reserved": ("orders.authorise_payment",),
+    "order.payment_pending": (),
     "order.declined": ("orders.release_stock",),
     "order.confirmed": (
         "orders.capture_payment",

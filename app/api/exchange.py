@@ -4,7 +4,8 @@ The first middleware makes an `Exchange`, the later ones and the routes fill it 
 whatever answers in the end, a route or an error, so nobody has to wrap anybody to add a header.
 """
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import cast
 from urllib.parse import urlsplit
@@ -33,6 +34,8 @@ class Exchange:
         session: the caller's, or None for a stranger.
         verdict: what the rate limit said, for the headers of the answer.
         cookie: the value of `Set-Cookie`, if the answer sets or clears the session's.
+        timeout: ends the request; a route may ask for longer, see `last`.
+        streamed: whether the answer goes on for as long as somebody listens, so that its duration says nothing.
     """
 
     work: Work
@@ -40,6 +43,14 @@ class Exchange:
     session: Session | None = None
     verdict: Verdict | None = None
     cookie: str | None = None
+    timeout: asyncio.Timeout = field(default_factory=lambda: asyncio.timeout(None))
+    streamed: bool = False
+
+    def last(self, seconds: float) -> None:
+        """Let the answer go on for so many seconds from now, instead of until the request's deadline."""
+        self.streamed = True
+        self.work.deadline = None
+        self.timeout.reschedule(asyncio.get_running_loop().time() + seconds)
 
     def judged(self, verdict: Verdict) -> None:
         """Note what a limit said; of several the one that is nearest to refusing is worth telling.

@@ -90,12 +90,14 @@ class RequestEdge:
             with context.working(work):
                 await self._serve(scope, receive, outgoing)
         finally:
-            seconds = metrics.record(scope, method, outgoing.status, outgoing.headers, started)
+            # A stream lasts as long as somebody listens: what it took to answer is the time to its first byte.
+            ended = outgoing.begun_at if exchange.streamed else perf_counter()
+            metrics.record(scope, method, outgoing.status, outgoing.headers, ended - started)
             who = {"request_id": work.request_id}
             if work.profile_id is not None:
                 who["profile_id"] = str(work.profile_id)
             what = {"method": method, "route": metrics.template_of(scope), "status": outgoing.status}
-            request_finished({**who, **what, "duration_ms": round(seconds * 1000, 2)})
+            request_finished({**who, **what, "duration_ms": round((perf_counter() - started) * 1000, 2)})
 
     async def _serve(self, scope: Scope, receive: Receive, outgoing: "_Outgoing") -> None:
         try:
@@ -144,6 +146,7 @@ class _Outgoing:
         self._finish = finish
         self._bodiless = bodiless
         self.begun = False
+        self.begun_at = 0.0
         self.status = CLIENT_GONE
         self.headers: list[tuple[bytes, bytes]] = []
 
@@ -151,13 +154,14 @@ class _Outgoing:
         if message["type"] == "http.response.start":
             message = self._finish(message)
             self.begun = True
+            self.begun_at = perf_counter()
             self.status = message["status"]
             self.headers = message["headers"]
-        elif self._bodiless and message["type"] == "http.response.body":
-            if message.get("more_body"):
-                return
-            message = {"type": "http.response.body", "body": b""}
-        await self._send(message)
+            await self._send(message)
+            if self._bodiless:  # whole at once: a body that stays here may be one that takes minutes
+                await self._send({"type": "http.response.body", "body": b""})
+        elif not self._bodiless:
+            await self._send(message)
 
 
 class BodyLimit:
@@ -203,10 +207,11 @@ class Deadline:
             await self._app(scope, receive, send)
             return
         try:
-            async with asyncio.timeout_at(exchange_of(scope).work.deadline) as deadline:
+            exchange = exchange_of(scope)
+            async with asyncio.timeout_at(exchange.work.deadline) as exchange.timeout:
                 await self._app(scope, receive, send)
         except TimeoutError as error:
-            if not deadline.expired():
+            if not exchange.timeout.expired():
                 raise
             raise TimedOut("The answer was not ready in time; look before you repeat a change.") from error
 

@@ -43,6 +43,7 @@ STATUS_OF_CODE = {
     "invalid_cursor": 400,
     "invalid_consistency_token": 400,
     "invalid_if_match": 400,
+    "invalid_last_event_id": 400,
     "idempotency_key_missing": 400,
     "idempotency_key_invalid": 400,
     "unsupported_media_type": 415,

@@ -269,6 +269,17 @@ class SessionSettings(_Group):
     hash_queue: int = Field(default=16, ge=0, le=1000)  # hashes that may wait; past that: 503
 
 
+class EventSettings(_Group):
+    """Streams of server-sent events: how long one lasts, and how many an instance and each of its callers may have."""
+
+    model_config = SettingsConfigDict(env_prefix="EVENTS_")
+
+    seconds: float = Field(default=540, gt=0, le=600)  # a client connects anew after that; API.md: within 10 min
+    # An open stream costs about 30 KB and a read every 15 s; a thousand leave an instance free for everything else.
+    streams: int = Field(default=1000, ge=1, le=100_000)
+    streams_per_caller: int = Field(default=10, ge=1, le=1000)  # as many tabs of one person on one instance
+
+
 class WorkerSettings(_Group):
     """Relay and workers. Times are seconds."""
 
@@ -296,6 +307,7 @@ class Settings(BaseModel):
     mail: MailSettings
     rates: RateSettings
     sessions: SessionSettings
+    events: EventSettings
     workers: WorkerSettings
 
     groups: ClassVar[dict[str, type[_Group]]] = {
@@ -308,6 +320,7 @@ class Settings(BaseModel):
         "mail": MailSettings,
         "rates": RateSettings,
         "sessions": SessionSettings,
+        "events": EventSettings,
         "workers": WorkerSettings,
     }
 

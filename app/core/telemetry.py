@@ -69,6 +69,7 @@ DEAD_LETTERS_OPEN = Gauge("dead_letters_open", "Dead letters that nobody has rep
 TASKS = Counter("tasks_total", "Finished task runs by task and outcome.", ["task", "outcome"])
 TASK_SECONDS = Histogram("task_duration_seconds", "Duration of task runs.", ["task"], buckets=LATENCY_BUCKETS)
 DEAD_LETTERS = Counter("dead_letters_total", "Messages given up, by task.", ["task"])
+EVENT_STREAMS = Gauge("event_streams", "Streams of server-sent events that are open.")
 RECOMMENDATIONS = Counter("recommendations_total", "Recommendations by the source that answered.", ["source"])
 BUSINESS_EVENTS = Counter(
     "business_events_total", "What the business counts: orders by outcome, sign-ups, invoices.", ["event", "status"]

@@ -4,6 +4,7 @@ Times are RFC 3339 in UTC with a Z, ids their canonical text. What JSON cannot s
 by accident.
 """
 
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -26,6 +27,11 @@ def decode(raw: bytes | str) -> Any:
         ValueError: if it is not JSON.
     """
     return orjson.loads(raw)
+
+
+def rfc3339(moment: datetime) -> str:
+    """Return a UTC moment as clients see it, to the millisecond."""
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _plain(value: Any) -> str:

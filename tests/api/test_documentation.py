@@ -62,6 +62,7 @@ async def test_every_route_of_this_release_is_documented(schema: dict[str, Any])
         "POST /api/v1/orders",
         "GET /api/v1/orders",
         "GET /api/v1/orders/{order_id}",
+        "GET /api/v1/orders/{order_id}/events",
         "GET /api/v1/orders/{order_id}/invoice",
         "POST /api/v1/orders/{order_id}/cancel",
         "GET /api/v1/products/{product_id}/recommendations",

@@ -161,7 +161,7 @@ async def test_trailing_slashes_lead_nowhere(edge: httpx.AsyncClient) -> None:
 
 @pytest.mark.sabotage(
     path="app/api/middleware.py",
-    take_out="asyncio.timeout_at(exchange_of(scope).work.deadline)",
+    take_out="asyncio.timeout_at(exchange.work.deadline)",
     put="asyncio.timeout(None)",
 )
 async def test_a_request_past_its_deadline_ends(edge: httpx.AsyncClient) -> None:

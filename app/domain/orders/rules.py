@@ -74,7 +74,7 @@ TRANSITIONS: dict[tuple[Step, Happening], Transition] = {
     (Step.PLACED, Happening.STOCK_RESERVED): Transition(Step.RESERVED, "order.reserved"),
     (Step.PLACED, Happening.OUT_OF_STOCK): Transition(Step.REJECTED, "order.rejected", Reason.OUT_OF_STOCK),
     (Step.PLACED, Happening.CANCEL_ASKED): _CANCELLING,
-    (Step.RESERVED, Happening.PAYMENT_WAITS): Transition(Step.PAYMENT_PENDING),
+    (Step.RESERVED, Happening.PAYMENT_WAITS): Transition(Step.PAYMENT_PENDING, "order.payment_pending"),
     (Step.RESERVED, Happening.PAYMENT_AUTHORISED): _AUTHORISED,
     (Step.RESERVED, Happening.PAYMENT_DECLINED): _DECLINED,
     (Step.RESERVED, Happening.CANCEL_ASKED): _CANCELLING,
@@ -172,6 +172,14 @@ class Order:
         in_time = self.confirmed_at is None or now < self.confirmed_at + CANCELLABLE
         return in_time and (self.step, Happening.CANCEL_ASKED) in TRANSITIONS
 
+    def ended(self, now: datetime) -> bool:
+        """Return whether nothing can happen to the order any more."""
+        return self.step in FINAL and not self.cancellable(now)
+
+    def told(self) -> dict[str, Any]:
+        """Return what an event says of the order as it is: how it stands, and nothing of a person."""
+        return {"status": self.status, "sequence": len(self.history), "version": self.version}
+
     def view(self) -> dict[str, Any]:
         """Return what the customer sees, JSON-ready."""
         view: dict[str, Any] = {
@@ -198,8 +206,3 @@ class Order:
         if self.step is Step.REJECTED:
             view["reason"] = self.reason
         return view
-
-
-def rfc3339(moment: datetime) -> str:
-    """Return a UTC moment as clients see it."""
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -11,8 +11,9 @@ from time import time
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, Select, insert, select, update
+from sqlalchemy import ColumnElement, Row, Select, insert, select, update
 
+from app.core import wire
 from app.core.errors import Conflict, FieldError, Invalid, NotFound, Unavailable
 from app.core.ids import new_id
 from app.core.telemetry import BUSINESS_EVENTS
@@ -25,7 +26,6 @@ from app.domain.orders.rules import (
     NewOrder,
     Order,
     Step,
-    rfc3339,
 )
 from app.domain.orders.tables import order_items, orders
 from app.domain.payments import attempts
@@ -109,7 +109,9 @@ class Orders:
                     for number, line in enumerate(order.lines)
                 ],
             )
-            await outbox.append(writer, "order.placed", profile_id=profile_id, subject_id=order.id)
+            await outbox.append(
+                writer, "order.placed", profile_id=profile_id, subject_id=order.id, payload=order.told()
+            )
         BUSINESS_EVENTS.labels("order", "placed").inc()
         return Placed(reply, replayed=False)
 
@@ -121,13 +123,13 @@ class Orders:
         """
         return (await self.load(profile_id, order_id)).view()
 
-    async def load(self, profile_id: UUID, order_id: UUID) -> Order:
-        """Return one of the profile's orders.
+    async def load(self, profile_id: UUID, order_id: UUID, *, newest: bool = False) -> Order:
+        """Return one of the profile's orders, as the primary has it if it must be the `newest`.
 
         Raises:
             NotFound: if there is none.
         """
-        rows = await self._database.reader(profile_id).all(
+        rows = await self._database.reader(profile_id, newest=newest).all(
             _with_items(select(orders).where(orders.c.profile_id == profile_id, orders.c.id == order_id))
         )
         if not rows:
@@ -259,12 +261,13 @@ class Orders:
         """
         linked = await writer.run(
             update(orders)
-            .where(orders.c.profile_id == order.profile_id, orders.c.id == order.id, orders.c.step == Step.CONFIRMED)
-            .values(invoice_key=key, version=orders.c.version + 1, updated_at=datetime.now(UTC))
+            .where(*_as_known(order))
+            .values(invoice_key=key, version=order.version + 1, updated_at=datetime.now(UTC))
         )
         if not linked:
             raise _changed()
-        await outbox.append(writer, "order.invoiced", profile_id=order.profile_id, subject_id=order.id)
+        payload = replace(order, version=order.version + 1).told()
+        await outbox.append(writer, "order.invoiced", profile_id=order.profile_id, subject_id=order.id, payload=payload)
 
     async def _happen(self, writer: Writer, order: Order, happening: Happening) -> Order:
         transition = TRANSITIONS.get((order.step, happening))
@@ -273,7 +276,7 @@ class Orders:
         now = datetime.now(UTC)
         history = [*order.history]
         if STATUS[transition.to] != order.status:
-            history.append((STATUS[transition.to], rfc3339(now)))
+            history.append((STATUS[transition.to], wire.rfc3339(now)))
         changed = replace(
             order,
             step=transition.to,
@@ -284,7 +287,7 @@ class Orders:
         )
         moved = await writer.run(
             update(orders)
-            .where(orders.c.profile_id == order.profile_id, orders.c.id == order.id, orders.c.version == order.version)
+            .where(*_as_known(order))
             .values(
                 step=changed.step,
                 reason=changed.reason,
@@ -296,7 +299,9 @@ class Orders:
         if not moved:
             raise _changed()
         if transition.event:
-            await outbox.append(writer, transition.event, profile_id=order.profile_id, subject_id=order.id)
+            await outbox.append(
+                writer, transition.event, profile_id=order.profile_id, subject_id=order.id, payload=changed.told()
+            )
         writer.then(BUSINESS_EVENTS.labels("order", transition.to).inc)
         return changed
 
@@ -328,12 +333,16 @@ class Orders:
             amount=sum(line.amount for line in lines),
             currency=currency,
             payment_method=payment_method,
-            history=((STATUS[Step.PLACED], rfc3339(now)),),
+            history=((STATUS[Step.PLACED], wire.rfc3339(now)),),
             invoice_key=None,
             version=1,
             created_at=now,
             updated_at=now,
         )
+
+
+def _as_known(order: Order) -> tuple[ColumnElement[bool], ...]:
+    return (orders.c.profile_id == order.profile_id, orders.c.id == order.id, orders.c.version == order.version)
 
 
 def _changed() -> Unavailable:

@@ -90,7 +90,7 @@ class Profiles:
         try:
             async with self._database.writer(profile.id) as writer:
                 await writer.run(insert(profiles).values(**_columns(profile), password_hash=password_hash))
-                await outbox.append(writer, "profile.created", profile_id=profile.id, subject_id=profile.id)
+                await _tell(writer, "profile.created", profile.id, profile.version)
         finally:
             # Nothing has committed, for certain. Where that is not known the directory finds out later.
             if writer is None or writer.position == 0:
@@ -195,7 +195,7 @@ class Profiles:
                 raise NotFound("There is no such profile.")
             if not changed:
                 raise PreconditionFailed(STALE)
-            await outbox.append(writer, "profile.updated", profile_id=profile_id, subject_id=profile_id)
+            await _tell(writer, "profile.updated", profile_id, version + 1)
         profile = _profile(row)
         await self._written(profile, writer.shard)
         return profile
@@ -235,7 +235,7 @@ class Profiles:
                 )
             )
             if erased:
-                await outbox.append(writer, "profile.erased", profile_id=profile_id, subject_id=profile_id)
+                await _tell(writer, "profile.erased", profile_id, version + 1)
         if not erased:
             await self._directory.confirm(known.email, profile_id)
             raise PreconditionFailed(STALE)
@@ -269,6 +269,10 @@ class Profiles:
             work.reached(shard, generation)
         rows = await self._database.gather(statement, profiles.c.profile_id)
         return sorted(rows, key=lambda row: row.profile_id, reverse=True)[: limit + 1]
+
+
+async def _tell(writer: Writer, event: str, profile_id: UUID, version: int) -> None:
+    await outbox.append(writer, event, profile_id=profile_id, subject_id=profile_id, payload={"version": version})
 
 
 def _by_id(profile_id: UUID) -> Any:

@@ -128,6 +128,19 @@ class Sessions:
         session = load(profile_id, key, raw)
         return await self._seen(session) if session.expires_at > datetime.now(UTC) else None
 
+    async def lives(self, session: Session) -> bool:
+        """Return whether a session has not ended since it was found, for what goes on after its request; it is no use.
+
+        Without Redis, or where Redis has lost it, the copy on the shard answers.
+        """
+        try:
+            name = name_of(session.profile_id, session.key)
+            if await self._pipe.ask(name, "EXISTS", name):
+                return session.expires_at > datetime.now(UTC)
+        except RedisDown:
+            pass
+        return await self._recover(session.profile_id, session.key) is not None
+
     async def listed(self, profile_id: UUID) -> list[dict[str, Any]]:
         """Return the profile's sessions, newest first, as JSON-ready views with their `key`."""
         now = datetime.now(UTC)
