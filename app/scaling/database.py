@@ -6,7 +6,7 @@ commit there is, and tells the work at hand the position that later reads must h
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,7 @@ from sqlalchemy import (
     Select,
     Table,
     false,
+    insert,
     or_,
     select,
     true,
@@ -40,6 +41,7 @@ from app.core.ids import logical_shard
 from app.core.settings import DatabaseSettings
 from app.core.telemetry import DATABASE_FALLBACKS, DATABASE_STATEMENTS
 from app.scaling import dialect
+from app.scaling.dialect import Rows, Trouble
 from app.scaling.live_map import ALONE, LiveMap
 from app.scaling.positions import MARK_SECONDS, Positions
 from app.scaling.replicas import Node, ReplicaSet
@@ -129,9 +131,9 @@ class Reader:
                 trouble = dialect.trouble(error)
                 if trouble is None:
                     raise
-                if trouble is dialect.Trouble.SLOW and node.answered_at > since:
+                if trouble is Trouble.SLOW and node.answered_at > since:
                     raise _too_slow() from error
-                if trouble is not dialect.Trouble.BUSY:
+                if trouble is not Trouble.BUSY:
                     nodes.failed(node)
                 # The primary twice: its first connection may be one that a restart has cut.
                 hopeless = node is nodes.primary and not nodes.takes_writes
@@ -182,9 +184,11 @@ class Reader:
 class Writer:
     """One transaction on a primary. Do not build one, and do not commit: `async with database.writer(...)` does."""
 
-    def __init__(self, connection: AsyncConnection, shard: int, places: ShardMap) -> None:
+    def __init__(self, connection: AsyncConnection, shard: int, places: ShardMap, *, url: str, at_once: bool) -> None:
         self._connection = connection
         self._places = places
+        self._url = url
+        self._at_once = at_once
         self.shard = shard
         # What reads must have reached to see it: nothing until the commit begins, and all there is until its end is
         # known.
@@ -200,6 +204,32 @@ class Writer:
         for act in self._then:
             act()
 
+    async def insert_once(self, first: Rows, *others: Rows) -> bool:
+        """Insert the one row of `first`, unless its key is there, and only then the `others`; return whether it did.
+
+        It waits for a transaction that is inserting the same key.
+        """
+        statement = dialect.insert_together(self._url, first, others)
+        if statement is not None:
+            return await self._insert_together(statement)
+        inserted = await self.run(dialect.insert_ignore(first.table), first.values)
+        for rows in others if inserted else ():
+            await self.run(insert(rows.table), rows.values)
+        return bool(inserted)
+
+    async def _insert_together(self, statement: Executable) -> bool:
+        if self._at_once:
+            self.position = NEWEST
+        try:
+            (row,) = await self.all(statement)
+        except dialect.ERRORS as error:
+            if dialect.trouble(error) not in {Trouble.LOST, Trouble.SLOW}:
+                self.position = 0  # the server has said that nothing is committed
+            raise
+        if not row.inserted:
+            self.position = 0
+        return bool(row.inserted)
+
     async def all(self, statement: Executable) -> Sequence[Row[Any]]:
         """Run the statement and return all rows."""
         rows: Sequence[Row[Any]] = (await self._execute(statement)).all()
@@ -210,7 +240,7 @@ class Writer:
         row: Row[Any] | None = (await self._execute(statement)).first()
         return row
 
-    async def run(self, statement: Executable, parameters: Sequence[dict[str, Any]] | None = None) -> int:
+    async def run(self, statement: Executable, parameters: Sequence[Mapping[str, Any]] | None = None) -> int:
         """Run the statement, once for each of `parameters` if given, and return the number of rows that it touched."""
         result = await self._execute(statement, parameters)
         return int(getattr(result, "rowcount", -1))
@@ -219,7 +249,7 @@ class Writer:
         """Return the condition that a row, with its profile in `owner`, belongs to this shard; see `everywhere`."""
         return _own(self._places, self.shard, owner)
 
-    async def _execute(self, statement: Executable, parameters: Sequence[dict[str, Any]] | None = None) -> Any:
+    async def _execute(self, statement: Executable, parameters: Sequence[Mapping[str, Any]] | None = None) -> Any:
         with context.current().timed("db", "primary"):
             result = await self._connection.execute(statement, parameters)
         DATABASE_STATEMENTS.labels(str(self.shard), "primary", "ok").inc()
@@ -282,11 +312,16 @@ class Database:
         return Reader(partial(self._find, profile_id), newest=newest)
 
     @asynccontextmanager
-    async def writer(self, profile_id: UUID | None = None) -> AsyncIterator[Writer]:
+    async def writer(self, profile_id: UUID | None = None, *, at_once: bool = False) -> AsyncIterator[Writer]:
         """Open a transaction on the profile's shard, or on the catalog without one, and commit it at the end.
 
         An exception inside the block rolls everything back. Once the block is left without one, every later read for
         the profile sees what was written, on every instance; without a profile that holds for the caller's reads.
+
+        Args:
+            profile_id: whose shard.
+            at_once: the block writes with one `insert_once` and otherwise only reads: where the engine can, that one
+                statement is the transaction, which saves the round trips of BEGIN and COMMIT.
 
         Raises:
             Unavailable: if the primary cannot be reached, is lost before the commit is known, or has others to serve
@@ -297,13 +332,13 @@ class Database:
         shard = self._shard(places, profile_id)
         reading = profile_id or context.current().profile_id
         if self._positions is None or reading is None:
-            async with self._transaction(shard, places) as writer:
+            async with self._transaction(shard, places, at_once=at_once) as writer:
                 yield writer
             return
         mark = await self._positions.mark(reading, shard.number)
         opened: Writer | None = None
         try:
-            async with self._transaction(shard, places) as opened:
+            async with self._transaction(shard, places, at_once=at_once) as opened:
                 yield opened
         finally:
             await self._positions.settle(mark, opened.position if opened else 0)
@@ -380,12 +415,15 @@ class Database:
         return ShardMap.from_json(row.epoch, row.body)
 
     @asynccontextmanager
-    async def _transaction(self, shard: Shard, places: ShardMap) -> AsyncIterator[Writer]:
+    async def _transaction(self, shard: Shard, places: ShardMap, *, at_once: bool = False) -> AsyncIterator[Writer]:
         node, since = shard.replicas.primary, monotonic()
         async with AsyncExitStack() as stack:
             try:
                 connection = await self._connect(node, stack)
-                writer = Writer(connection, shard.number, places)
+                at_once = at_once and dialect.inserts_together(node.url)
+                if at_once:  # each statement commits by itself then; to say so asks nobody
+                    await connection.execution_options(isolation_level="AUTOCOMMIT")
+                writer = Writer(connection, shard.number, places, url=node.url, at_once=at_once)
                 async with connection.begin():
                     yield writer
                     writer.position = NEWEST
@@ -458,10 +496,10 @@ def _refuse(error: Exception, *, alive: bool) -> NoReturn:
     match dialect.trouble(error):
         case None:
             raise error
-        case dialect.Trouble.BUSY:
+        case Trouble.BUSY:
             message = "Somebody else changes the same thing right now; try again."
             raise Unavailable(message, code="database_busy") from error
-        case dialect.Trouble.SLOW if alive:
+        case Trouble.SLOW if alive:
             raise _too_slow() from error
         case _:
             raise Unavailable("The database takes no writes right now; try again.", code="database_down") from error

@@ -27,7 +27,7 @@ from sqlalchemy.exc import DBAPIError
 from app.core import wire
 from app.core.errors import Conflict, Invalid
 from app.scaling.database import Writer, metadata
-from app.scaling.dialect import Trouble, insert_ignore, trouble
+from app.scaling.dialect import Rows, Trouble, trouble
 
 idempotency_keys = Table(
     "idempotency_keys",
@@ -65,23 +65,34 @@ class Claim:
         canonical = wire.encode(body, sort=True)
         return cls(profile_id, route, key, hashlib.sha256(canonical).hexdigest())
 
-    async def take(self, writer: Writer, reply: dict[str, Any]) -> dict[str, Any] | None:
+    async def take(self, writer: Writer, reply: dict[str, Any], *effects: Rows) -> dict[str, Any] | None:
         """Claim the key for `reply` in the caller's transaction; return None, or the reply of the first call.
+
+        Args:
+            writer: of the caller's transaction.
+            reply: what later calls with this key get.
+            effects: rows to insert with the key if it is fresh, and not at all otherwise.
 
         Raises:
             Conflict: `idempotency_in_flight`, if the first call with this key does not end in time.
             Invalid: `idempotency_key_reused`, if the key came with another body.
         """
         try:
-            fresh = await writer.run(
-                insert_ignore(idempotency_keys).values(
-                    profile_id=self.profile_id,
-                    route=self.route,
-                    key=self.key,
-                    fingerprint=self.fingerprint,
-                    reply=reply,
-                    created_at=datetime.now(UTC),
-                )
+            fresh = await writer.insert_once(
+                Rows(
+                    idempotency_keys,
+                    [
+                        {
+                            "profile_id": self.profile_id,
+                            "route": self.route,
+                            "key": self.key,
+                            "fingerprint": self.fingerprint,
+                            "reply": reply,
+                            "created_at": datetime.now(UTC),
+                        }
+                    ],
+                ),
+                *effects,
             )
         except DBAPIError as error:
             if trouble(error) is not Trouble.BUSY:

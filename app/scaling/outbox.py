@@ -38,7 +38,7 @@ from sqlalchemy import (
 from app.core import context
 from app.core.ids import new_id
 from app.scaling.database import Queries, Writer, metadata
-from app.scaling.dialect import insert_ignore
+from app.scaling.dialect import Rows, insert_ignore
 
 # Counting a backlog reads its index. Of more than this nobody needs the number, only that it is more.
 MOST_COUNTED = 100_000
@@ -142,20 +142,25 @@ async def append(
     writer: Writer, event: str, *, profile_id: UUID, subject_id: UUID, payload: dict[str, Any] | None = None
 ) -> None:
     """Write a message in the caller's transaction; it leaves once that has committed, and only then."""
+    message = message_row(event, profile_id=profile_id, subject_id=subject_id, payload=payload)
+    await writer.run(insert(outbox), message.values)
+
+
+def message_row(event: str, *, profile_id: UUID, subject_id: UUID, payload: dict[str, Any] | None = None) -> Rows:
+    """Return the row of a message, for who inserts it together with what it tells of."""
     now = datetime.now(UTC)
-    await writer.run(
-        insert(outbox).values(
-            profile_id=profile_id,
-            id=new_id(profile_id),
-            event=event,
-            subject_id=subject_id,
-            payload=payload or {},
-            request_id=context.current().request_id,
-            created_at=now,
-            due_at=now,
-            tries=0,
-        )
-    )
+    values = {
+        "profile_id": profile_id,
+        "id": new_id(profile_id),
+        "event": event,
+        "subject_id": subject_id,
+        "payload": payload or {},
+        "request_id": context.current().request_id,
+        "created_at": now,
+        "due_at": now,
+        "tries": 0,
+    }
+    return Rows(outbox, [values])
 
 
 async def claim(writer: Writer, *, batch: int, lease: timedelta) -> Sequence[Message]:

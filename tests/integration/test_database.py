@@ -1,12 +1,9 @@
 """Readers and writers on real servers: one commit owner, positions, bounded waiting, and coming back by itself."""
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack, suppress
 from typing import Any
-from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 import pytest
@@ -14,6 +11,7 @@ from conftest import until
 from quiet import Servers, stranger, url_of
 from sqlalchemy import insert, select, text
 from sqlalchemy.exc import IntegrityError
+from wiretap import Wire
 
 from app.core import context
 from app.core.errors import Unavailable
@@ -187,55 +185,6 @@ async def test_reads_of_the_primary_are_capped_and_refused_past_the_cap(narrow: 
     assert await narrow.reader().first(text("SELECT 1"))
 
 
-@dataclass
-class Wire:
-    """A proxy in front of a node that notes the type of every message that clients send (PostgreSQL's protocol)."""
-
-    port: int
-    sent: Counter[str] = field(default_factory=Counter)
-
-    @classmethod
-    @asynccontextmanager
-    async def to(cls, url: str) -> AsyncIterator["Wire"]:
-        """Listen on a free port in front of the node at `url`."""
-        parts = urlsplit(url)
-        wire = cls(0)
-        tasks: set[asyncio.Task[None]] = set()
-
-        async def serve(client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
-            node, to_node = await asyncio.open_connection(parts.hostname, parts.port)
-            for work in (wire._requests(client, to_node), wire._answers(node, to_client)):
-                tasks.add(asyncio.create_task(work))
-
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        wire.port = server.sockets[0].getsockname()[1]
-        try:
-            yield wire
-        finally:
-            server.close()
-            await asyncio.gather(*tasks)
-
-    async def _requests(self, client: asyncio.StreamReader, node: asyncio.StreamWriter) -> None:
-        first = True
-        with suppress(asyncio.IncompleteReadError):
-            while True:
-                kind = b"" if first else await client.readexactly(1)
-                length = await client.readexactly(4)
-                body = await client.readexactly(int.from_bytes(length) - 4)
-                # The first message has no type, and a client may ask for TLS with 80877103 before it.
-                first = first and int.from_bytes(body[:4]) == 80877103
-                self.sent[kind.decode()] += 1
-                node.write(kind + length + body)
-                await node.drain()
-        node.close()
-
-    async def _answers(self, node: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
-        while data := await node.read(65536):
-            client.write(data)
-            await client.drain()
-        client.close()
-
-
 @pytest.mark.sabotage(
     path="app/scaling/dialect/postgresql.py",
     take_out='isolation_level="AUTOCOMMIT" if autocommit else "READ COMMITTED"',
@@ -244,8 +193,7 @@ class Wire:
 async def test_a_read_is_one_round_trip_without_a_transaction_around_it(quiet: Resources, cluster: Cluster) -> None:
     (only,) = quiet.settings.database.shards
     async with Wire.to(url_of(cluster, "replica-1")) as wire:
-        parts = urlsplit(only.replicas[0])
-        through = parts._replace(netloc=parts.netloc.replace(f":{parts.port}", f":{wire.port}")).geturl()
+        through = wire.instead_of(only.replicas[0])
         database = Database(
             quiet.settings.database.model_copy(
                 # The watcher asks only at the start, so that what passes is what the reads send.

@@ -51,9 +51,7 @@ async def row_of(servers: Servers, message: Message) -> Any:
     return row
 
 
-@pytest.mark.sabotage(
-    path="app/scaling/outbox.py", take_out="request_id=context.current().request_id", put='request_id="-"'
-)
+@pytest.mark.sabotage(path="app/scaling/outbox.py", take_out="context.current().request_id,", put='"-",')
 async def test_a_message_leaves_with_the_commit_and_carries_the_request_id(empty: Database, work: context.Work) -> None:
     with pytest.raises(RuntimeError):  # noqa: PT012  # where in the block it is raised is the point
         async with empty.writer() as writer:

@@ -40,7 +40,7 @@ def healthy(database: Database) -> list[bool]:
 
 @pytest.mark.sabotage(
     path="app/scaling/database.py",
-    take_out="if trouble is dialect.Trouble.SLOW and node.answered_at > since:",
+    take_out="if trouble is Trouble.SLOW and node.answered_at > since:",
     put="if False:",
 )
 async def test_a_slow_query_times_out_and_costs_no_replica_its_reads(hasty: Database) -> None:

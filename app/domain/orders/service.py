@@ -11,7 +11,7 @@ from time import time
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, Select, insert, select, update
+from sqlalchemy import ColumnElement, Row, Select, select, update
 
 from app.core import wire
 from app.core.errors import Conflict, FieldError, Invalid, NotFound, Unavailable
@@ -33,6 +33,7 @@ from app.domain.payments.rules import Attempt, Authorised, Declined, State, Undo
 from app.domain.profiles.tables import profiles
 from app.scaling import outbox
 from app.scaling.database import Database, Writer
+from app.scaling.dialect import Rows
 from app.scaling.idempotency import Claim
 from app.scaling.paging import Cursors, Page
 from app.scaling.storage import Storage
@@ -75,43 +76,11 @@ class Orders:
         lines, currency = await self._lines(new)
         order = self._draft(profile_id, lines, currency, new.payment_method)
         reply = order.view()
-        async with self._database.writer(profile_id) as writer:
-            stored = await claim.take(writer, reply)
+        placed = outbox.message_row("order.placed", profile_id=profile_id, subject_id=order.id, payload=order.told())
+        async with self._database.writer(profile_id, at_once=True) as writer:
+            stored = await claim.take(writer, reply, *_rows(order), placed)
             if stored is not None:
                 return Placed(stored, replayed=True)
-            await writer.run(
-                insert(orders).values(
-                    profile_id=profile_id,
-                    id=order.id,
-                    step=order.step,
-                    amount=order.amount,
-                    currency=order.currency,
-                    payment_method=order.payment_method,
-                    history=order.history,
-                    version=order.version,
-                    created_at=order.created_at,
-                    updated_at=order.updated_at,
-                )
-            )
-            await writer.run(
-                insert(order_items),
-                [
-                    {
-                        "profile_id": profile_id,
-                        "order_id": order.id,
-                        "line": number,
-                        "product_id": line.product_id,
-                        "sku": line.sku,
-                        "name": line.name,
-                        "quantity": line.quantity,
-                        "unit_amount": line.unit_amount,
-                    }
-                    for number, line in enumerate(order.lines)
-                ],
-            )
-            await outbox.append(
-                writer, "order.placed", profile_id=profile_id, subject_id=order.id, payload=order.told()
-            )
         BUSINESS_EVENTS.labels("order", "placed").inc()
         return Placed(reply, replayed=False)
 
@@ -343,6 +312,36 @@ class Orders:
 
 def _as_known(order: Order) -> tuple[ColumnElement[bool], ...]:
     return (orders.c.profile_id == order.profile_id, orders.c.id == order.id, orders.c.version == order.version)
+
+
+def _rows(order: Order) -> tuple[Rows, Rows]:
+    """Return a new order and its items as rows."""
+    own = {
+        "profile_id": order.profile_id,
+        "id": order.id,
+        "step": order.step,
+        "amount": order.amount,
+        "currency": order.currency,
+        "payment_method": order.payment_method,
+        "history": order.history,
+        "version": order.version,
+        "created_at": order.created_at,
+        "updated_at": order.updated_at,
+    }
+    items = [
+        {
+            "profile_id": order.profile_id,
+            "order_id": order.id,
+            "line": number,
+            "product_id": line.product_id,
+            "sku": line.sku,
+            "name": line.name,
+            "quantity": line.quantity,
+            "unit_amount": line.unit_amount,
+        }
+        for number, line in enumerate(order.lines)
+    ]
+    return Rows(orders, [own]), Rows(order_items, items)
 
 
 def _changed() -> Unavailable:

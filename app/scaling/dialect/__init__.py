@@ -5,10 +5,10 @@ same functions, `Engine`. A position is the engine's log position as one integer
 "has this replica replayed that commit" is one comparison.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, ExceptionContext, event
+from sqlalchemy import Connection, ExceptionContext, Executable, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -16,6 +16,7 @@ from app.core.settings import DatabaseSettings
 from app.scaling.dialect import mariadb, postgresql
 from app.scaling.dialect.answers import State, Trouble
 from app.scaling.dialect.statements import (
+    Rows,
     begins_with,
     insert_ignore,
     json_contains,
@@ -28,6 +29,7 @@ from app.scaling.dialect.statements import (
 __all__ = [
     "ERRORS",
     "LOCK_TIMEOUT",
+    "Rows",
     "State",
     "Trouble",
     "begins_with",
@@ -38,6 +40,8 @@ __all__ = [
     "driver_url",
     "hold_for_migrations",
     "insert_ignore",
+    "insert_together",
+    "inserts_together",
     "is_fenced",
     "json_contains",
     "logical_shard_of",
@@ -58,6 +62,7 @@ class Engine(Protocol):
     """What a room of an engine offers; connections are the driver's own."""
 
     DRIVER_ERRORS: tuple[type[Exception], ...]
+    INSERTS_TOGETHER: bool  # whether `insert_together` returns a statement
 
     def create_engine(
         self, url: str, settings: DatabaseSettings, *, autocommit: bool, name: str, lock_timeout: int
@@ -78,6 +83,9 @@ class Engine(Protocol):
 
     async def commit_position(self, driver_connection: Any) -> int:
         """See `commit_position` below."""
+
+    def insert_together(self, first: Rows, others: Sequence[Rows]) -> Executable | None:
+        """See `insert_together` below."""
 
     async def state(self, driver_connection: Any) -> State:
         """See `state` below."""
@@ -150,6 +158,20 @@ def cut(driver_connection: Any) -> None:
 async def commit_position(driver_connection: Any) -> int:
     """Return a position at or after everything that this connection has committed."""
     return await _behind(driver_connection).commit_position(driver_connection)
+
+
+def insert_together(url: str, first: Rows, others: Sequence[Rows] = ()) -> Executable | None:
+    """Return one statement that inserts the one row of `first`, unless its key is there, and only then the `others`.
+
+    Its answer has one column `inserted`, 1 or 0. It waits for a transaction that is inserting the same key. None where
+    the engine at `url` cannot say that in one statement.
+    """
+    return _at(url).insert_together(first, others)
+
+
+def inserts_together(url: str) -> bool:
+    """Say whether the engine at `url` has such a statement."""
+    return _at(url).INSERTS_TOGETHER
 
 
 async def state(driver_connection: Any) -> State:

@@ -9,7 +9,7 @@ in the package.
 import asyncio
 import math
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -27,8 +27,10 @@ from app.core import wire
 from app.core.settings import DatabaseSettings
 from app.scaling.dialect import mariadb_sql
 from app.scaling.dialect.answers import State, Trouble
+from app.scaling.dialect.statements import Rows
 
 DRIVER_ERRORS: tuple[type[Exception], ...] = (MySQLError,)
+INSERTS_TOGETHER = False
 PORT = 3306
 
 # A value that does not fit is an error, never cut.
@@ -198,6 +200,10 @@ async def commit_position(driver_connection: Connection) -> int:
     if driver_connection.committed is not None:
         return driver_connection.committed
     return (await state(driver_connection)).position
+
+
+def insert_together(_first: Rows, _others: Sequence[Rows]) -> None:
+    """Return nothing: an insert is no part of another statement here."""
 
 
 async def state(driver_connection: Connection) -> State:

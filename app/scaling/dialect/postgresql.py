@@ -3,16 +3,19 @@
 What each function promises stands at its namesake in the package.
 """
 
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import asyncpg
-from sqlalchemy import Connection, event, text
+from sqlalchemy import JSON, Connection, Executable, TextClause, bindparam, event, text
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from app.core import wire
 from app.core.settings import DatabaseSettings
 from app.scaling.dialect.answers import State, Trouble
+from app.scaling.dialect.statements import Rows
 
 # Where a server may not read its receiver's state (that takes `pg_read_all_stats`) it cannot say which history it
 # follows; without a receiver it says the last that it is sure of.
@@ -28,6 +31,8 @@ _STATE = """
            ) ELSE ('x' || left(pg_walfile_name(pg_current_wal_flush_lsn()), 8))::bit(32)::int END AS history
 """
 _PRIMARY_POSITION = "SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn"
+
+INSERTS_TOGETHER = True
 
 # The internal error is what asyncpg makes of a server that hangs up in the middle of the connection's first steps, as
 # one that is starting does.
@@ -108,6 +113,32 @@ def cut(driver_connection: asyncpg.Connection) -> None:
 async def commit_position(driver_connection: asyncpg.Connection) -> int:
     """Return a position at or after everything that this connection has committed."""
     return int(await driver_connection.fetchval(_PRIMARY_POSITION))
+
+
+def insert_together(first: Rows, others: Sequence[Rows]) -> Executable:
+    """Return the statement: common table expressions that all depend on whether the first one has inserted.
+
+    The rows come as JSON, so that the statement is the same for one row and for a hundred.
+    """
+    together = (first, *others)
+    names = tuple((rows.table.name, tuple(rows.values[0])) for rows in together)
+    parameters = [
+        bindparam(f"rows{number}", list(rows.values), type_=JSON, unique=False) for number, rows in enumerate(together)
+    ]
+    return _together(names).bindparams(*parameters)
+
+
+@lru_cache
+def _together(names: tuple[tuple[str, tuple[str, ...]], ...]) -> TextClause:
+    inserts = []
+    for number, (table, columns) in enumerate(names):
+        listed = ", ".join(f'"{column}"' for column in columns)
+        source = f'json_populate_recordset(NULL::"{table}", :rows{number})'
+        inserts.append(f'INSERT INTO "{table}" ({listed}) SELECT {listed} FROM {source}')  # noqa: S608  # our own names
+    inserts[0] += " ON CONFLICT DO NOTHING RETURNING 1"
+    inserts[1:] = [f"{insert} WHERE EXISTS (SELECT FROM part0)" for insert in inserts[1:]]
+    parts = ", ".join(f"part{number} AS ({insert})" for number, insert in enumerate(inserts))
+    return text(f"WITH {parts} SELECT count(*) AS inserted FROM part0")  # noqa: S608  # the same
 
 
 async def state(driver_connection: asyncpg.Connection) -> State:

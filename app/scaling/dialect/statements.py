@@ -3,6 +3,8 @@
 Callers build them like any other SQLAlchemy expression; nobody asks which engine it is for.
 """
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import JSON, Column, ColumnElement, Dialect, Float, Integer, String, Table, literal, literal_column
@@ -16,6 +18,14 @@ from sqlalchemy.types import NULLTYPE, TypeDecorator
 from app.scaling.dialect.wording import boolean_query
 
 POSTGRESQL, MARIADB = "postgresql", "mariadb"
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of one table that are yet to be inserted, each with the same columns by name."""
+
+    table: Table
+    values: Sequence[Mapping[str, Any]]
 
 
 def insert_ignore(table: Table) -> Insert:
