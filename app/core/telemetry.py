@@ -48,6 +48,7 @@ NEAR_UNHEARD = Counter(
     "cache_push_unheard_total", "Writes that waited out the lease of an instance that did not drop its copy in time."
 )
 REDIS_FAILURES = Counter("redis_failures_total", "Calls to Redis that failed, by what they were for.", ["purpose"])
+REQUESTS_SHED = Counter("requests_shed_total", "Requests refused because too many were there, by reason.", ["reason"])
 RATE_LIMITED = Counter("rate_limited_total", "Requests refused by a rate limit, by policy.", ["policy"])
 LIMITED_LOCALLY = Counter("rate_limit_local_total", "Requests that an instance counted for itself, without Redis.")
 BREAKER_OPEN = Gauge(

@@ -1,0 +1,116 @@
+"""The gate in front of what costs something: so many requests at a time, a short queue, and a quick refusal past it.
+
+Past its capacity a process that takes everything does nothing in time. Here those who are let in are served as fast as
+ever, and the others are told at once. Callers take turns, so that the flood of one delays itself and nobody else.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Hashable
+from contextlib import asynccontextmanager
+
+from app.core.errors import Unavailable
+from app.core.telemetry import REQUESTS_SHED
+
+# Seconds in the queue. A client is told within 50 ms, its request and the answer included; who has waited that long is
+# behind a queue that grows, and would be served after it has gone away.
+PATIENCE = 0.04
+
+_Turn = asyncio.Future[None]
+
+
+class Gate:
+    """Lets a bounded number of requests pass at a time.
+
+    Args:
+        places: requests at a time.
+        queue: requests that may wait for a place; 0 refuses at once.
+        patience: seconds that one waits.
+    """
+
+    def __init__(self, places: int, queue: int, *, patience: float = PATIENCE) -> None:
+        self._free = places
+        self._queue = queue
+        self._patience = patience
+        self._waiting = 0
+        # Each caller's requests in the order of their arrival; whose turn is next stands first.
+        self._lines: dict[Hashable, deque[_Turn]] = {}
+
+    @asynccontextmanager
+    async def pass_through(self, caller: Hashable) -> AsyncIterator[None]:
+        """Hold a place for the block.
+
+        Args:
+            caller: who asks; all requests of one caller stand in one line.
+
+        Raises:
+            Unavailable: `overloaded`, when the queue is full or no place became free in time.
+        """
+        if self._free:
+            self._free -= 1
+        else:
+            await self._wait(caller)
+        try:
+            yield
+        finally:
+            self._leave()
+
+    async def _wait(self, caller: Hashable) -> None:
+        if self._waiting >= self._queue:
+            self._make_room(caller)
+        loop = asyncio.get_running_loop()
+        turn: _Turn = loop.create_future()
+        self._lines.setdefault(caller, deque()).append(turn)
+        self._waiting += 1
+        timer = loop.call_later(self._patience, _refuse, turn, "patience")
+        try:
+            await turn
+        except BaseException:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                self._leave()  # cancelled at the moment at which its turn came: the place is the next one's
+            else:
+                self._forget(caller, turn)
+            raise
+        finally:
+            timer.cancel()
+
+    def _make_room(self, caller: Hashable) -> None:
+        """Refuse the latest of the caller with the longest line, which is this one if nobody has a longer one."""
+        longest = max(self._lines, key=lambda one: len(self._lines[one]), default=caller)
+        if len(self._lines.get(longest, ())) <= len(self._lines.get(caller, ())) + 1:
+            raise _overloaded("queue")
+        latest = self._lines[longest][-1]
+        self._forget(longest, latest)
+        _refuse(latest, "queue")
+
+    def _leave(self) -> None:
+        """Give the place to the next in the line whose turn it is; that line then waits behind all others."""
+        while self._lines:
+            caller = next(iter(self._lines))
+            line = self._lines.pop(caller)
+            turn = line.popleft()
+            self._waiting -= 1
+            if line:
+                self._lines[caller] = line
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1
+
+    def _forget(self, caller: Hashable, turn: _Turn) -> None:
+        line = self._lines.get(caller)
+        if line is not None and turn in line:
+            line.remove(turn)
+            self._waiting -= 1
+            if not line:
+                del self._lines[caller]
+
+
+def _refuse(turn: _Turn, reason: str) -> None:
+    if not turn.done():
+        turn.set_exception(_overloaded(reason))
+
+
+def _overloaded(reason: str) -> Unavailable:
+    REQUESTS_SHED.labels(reason).inc()
+    return Unavailable("This instance has more to do than it can; try again in a second.", code="overloaded")

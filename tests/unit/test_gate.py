@@ -1,0 +1,137 @@
+"""The gate: so many at a time, a short wait, a quick refusal, and turns among callers."""
+
+import asyncio
+from collections import Counter, deque
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.core.errors import Unavailable
+from app.scaling.gate import Gate
+
+
+class Work:
+    """Requests that hold their place until told to end."""
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
+        self.inside: list[str] = []
+        self.refused: Counter[str] = Counter()
+        self._end: deque[asyncio.Event] = deque()
+        self.tasks: list[asyncio.Task[None]] = []
+
+    async def send(self, caller: str) -> asyncio.Task[None]:
+        """Send one request and let it come as far as it can."""
+        task = asyncio.create_task(self._request(caller))
+        self.tasks.append(task)
+        await settle()
+        return task
+
+    async def finish_one(self) -> None:
+        """End the request that came in first."""
+        self._end.popleft().set()
+        await settle()
+
+    async def end(self) -> None:
+        """End all that is inside, and all that comes in by that."""
+        while self._end:
+            await self.finish_one()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+    async def _request(self, caller: str) -> None:
+        try:
+            async with self.gate.pass_through(caller):
+                self.inside.append(caller)
+                over = asyncio.Event()
+                self._end.append(over)
+                await over.wait()
+        except Unavailable as error:
+            self.refused[f"{caller} {error.code}"] += 1
+
+
+async def settle() -> None:
+    """Give every task that can go on its turns."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_no_more_than_its_places_are_inside_and_the_rest_follow_in_order() -> None:
+    work = Work(Gate(places=2, queue=4, patience=60))
+    for caller in "abcd":
+        await work.send(caller)
+    assert work.inside == ["a", "b"]
+    await work.finish_one()
+    assert work.inside == ["a", "b", "c"]
+    await work.end()
+    assert work.inside == ["a", "b", "c", "d"]
+    assert not work.refused
+
+
+async def test_who_waits_too_long_is_refused_and_its_place_in_the_queue_is_free_again() -> None:
+    work = Work(Gate(places=1, queue=1))
+    await work.send("inside")
+    for _ in range(3):
+        await (await work.send("late"))
+    assert work.refused == {"late overloaded": 3}
+    await work.send("next")
+    await work.end()
+    assert work.inside == ["inside", "next"]
+
+
+@pytest.mark.sabotage("app/scaling/gate.py", "caller = next(iter(self._lines))", "caller = list(self._lines)[-1]")
+async def test_the_flood_of_one_caller_keeps_nobody_else_waiting() -> None:
+    work = Work(Gate(places=1, queue=8, patience=60))
+    for _ in range(9):
+        await work.send("flood")
+    await work.send("other")
+    await work.send("third")
+    assert work.refused == {"flood overloaded": 2}, "the queue was full of the flood, whose last requests made room"
+    for _ in range(4):
+        await work.finish_one()
+    assert work.inside == ["flood", "flood", "other", "third", "flood"]
+    await work.end()
+
+
+async def test_a_full_queue_refuses_the_caller_who_fills_it_at_once() -> None:
+    work = Work(Gate(places=1, queue=2, patience=60))
+    for _ in range(5):
+        await work.send("flood")
+    assert work.refused == {"flood overloaded": 2}
+    await work.end()
+    assert work.inside == ["flood"] * 3
+
+
+async def test_a_request_that_is_called_off_leaves_its_place_to_the_next() -> None:
+    work = Work(Gate(places=1, queue=4, patience=60))
+    first = await work.send("first")
+    waiting = await work.send("gone")
+    await work.send("next")
+    waiting.cancel()
+    first.cancel()
+    await settle()
+    assert work.inside == ["first", "next"]
+    work._end.popleft()
+    await work.end()
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps=st.lists(st.sampled_from(["a", "b", "c", "finish", "cancel"]), max_size=40))
+def test_places_are_neither_lost_nor_made(steps: list[str]) -> None:
+    async def play() -> None:
+        gate = Gate(places=2, queue=3, patience=60)
+        work = Work(gate)
+        for step in steps:
+            if step == "finish":
+                if work._end:
+                    await work.finish_one()
+            elif step == "cancel":
+                if work.tasks:
+                    work.tasks[len(work.tasks) // 2].cancel()
+                    await settle()
+            else:
+                await work.send(step)
+        await work.end()
+        assert (gate._free, gate._waiting, gate._lines) == (2, 0, {})
+
+    asyncio.run(play())
