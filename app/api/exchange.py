@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic.networks import IPvAnyNetwork
 from starlette.datastructures import Headers
+from starlette.requests import cookie_parser
 from starlette.types import Scope
 
 from app.core.context import Work
@@ -21,6 +22,7 @@ from app.scaling.ratelimit import Verdict
 from app.wiring import Resources
 
 SESSION_COOKIE = "session"
+SAFE = frozenset({"GET", "HEAD", "OPTIONS"})  # methods that change nothing
 _KEY = "scaleout.exchange"
 
 
@@ -77,6 +79,17 @@ def exchange_of(scope: Scope) -> Exchange:
 def resources_of(scope: Scope) -> Resources:
     """Return what the lifespan has opened for the application that serves this request."""
     return cast("Resources", scope["app"].state.resources)
+
+
+def bearer_of(headers: Headers) -> str | None:
+    """Return the token of the Authorization header."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
+
+
+def cookie_of(headers: Headers) -> str | None:
+    """Return the token of the session's cookie."""
+    return cookie_parser(headers.get("cookie", "")).get(SESSION_COOKIE)
 
 
 def client_address(scope: Scope, headers: Headers, trusted: tuple[IPvAnyNetwork, ...]) -> str:

@@ -12,15 +12,16 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
-from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import metrics, problems
 from app.api.exchange import (
-    SESSION_COOKIE,
+    SAFE,
     Exchange,
+    bearer_of,
     begin,
     client_address,
+    cookie_of,
     exchange_of,
     limit_subject,
     resources_of,
@@ -28,6 +29,7 @@ from app.api.exchange import (
 )
 from app.api.hotpath import HotPath, admission_of
 from app.api.security import CONTENT_POLICY, VARY, fixed_headers
+from app.api.turnstile import Turnstile
 from app.core import context
 from app.core.errors import Forbidden, Invalid, ServiceError, TimedOut, TooLarge, Unauthenticated
 from app.core.settings import Settings
@@ -39,7 +41,6 @@ from app.scaling.ratelimit import Policy, tiers_of
 log = logger(__name__)
 
 CLIENT_GONE = 499  # NGINX's number for an answer that nobody waited for; it appears in logs and metrics only
-_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 # For machines and for reading about the API: neither limited nor signed in, so that they answer when nothing else does.
 _EXEMPT = ("/health", "/metrics", "/docs", "/openapi.json")
 
@@ -55,6 +56,8 @@ def layers(settings: Settings) -> list[Middleware]:
         Middleware(BodyLimit, limit=settings.service.body_limit),
         # Around all that asks a dependency, the session's look-up included.
         Middleware(Deadline),
+        # Before anything that asks a dependency, and cheap itself: past its capacity the instance refuses here.
+        Middleware(Turnstile, settings=settings.service),
         # Last, because it asks Redis: by now the request is small and has its time.
         Middleware(Callers, settings=settings),
     ]
@@ -249,15 +252,15 @@ class Callers:
         """Find out who calls, in this order: asking Redis, counting the address, asking the copy of the session."""
         exchange = exchange_of(scope)
         resources = resources_of(scope)
-        bearer = _bearer(headers)
-        cookie = None if bearer is not None else cookie_parser(headers.get("cookie", "")).get(SESSION_COOKIE)
+        bearer = bearer_of(headers)
+        cookie = None if bearer is not None else cookie_of(headers)
         token = bearer if bearer is not None else cookie
         admission = admission_of(scope) or (await resources.admissions.admit(token) if token else None)
         if admission is not None:
             resources.positions.heed(admission.positions)
             self._signed_in(exchange, admission.session)
             exchange.judged(admission.verdict)
-            if cookie is not None and scope["method"] not in _SAFE:
+            if cookie is not None and scope["method"] not in SAFE:
                 self._check_origin(headers)
             return
         # A token that Redis does not know costs a read of the shard, which must not be free for whoever invents them:
@@ -276,7 +279,7 @@ class Callers:
         self._signed_in(exchange, session)
         policy = self._tiers.get(session.tier, self._tiers["free"])
         exchange.judged(await resources.limiter.take(policy, str(session.profile_id)))
-        if cookie is not None and scope["method"] not in _SAFE:
+        if cookie is not None and scope["method"] not in SAFE:
             self._check_origin(headers)
 
     @staticmethod
@@ -310,11 +313,6 @@ def _heed_token(scope: Scope, headers: Headers) -> bool:
     for shard, position in positions:
         context.current().reached(shard, position)
     return True
-
-
-def _bearer(headers: Headers) -> str | None:
-    scheme, _, token = headers.get("authorization", "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else None
 
 
 def _origin(url: str) -> str:

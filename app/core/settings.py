@@ -129,6 +129,10 @@ class ServiceSettings(_Group):
     admin_allow: Networks = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
     request_deadline: float = Field(default=10.0, gt=0, le=120)  # seconds, API.md
     body_limit: int = Field(default=100_000, ge=1_000, le=10 * _MEBIBYTE)  # bytes, API.md: 100 KB
+    # Requests at a time: what the pools of the nodes can carry at once, and some that wait for Redis. The queue is for
+    # bursts; who would stand in it for over 40 ms is refused.
+    requests_at_once: int = Field(default=48, ge=1, le=10_000)
+    requests_waiting: int = Field(default=96, ge=0, le=100_000)
     drain_seconds: float = Field(default=5.0, ge=0, le=300)  # served on after SIGTERM, for balancers to notice
     ready_file: Path | None = None
     schedule_file: Path = Path("celerybeat-schedule")

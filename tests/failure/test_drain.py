@@ -1,15 +1,9 @@
 """An instance that is told to go: it says so, serves on, finishes what it has begun, and nobody notices."""
 
 import asyncio
-import os
-import signal
 import socket
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -18,6 +12,7 @@ import pytest
 import uvicorn
 from conftest import until
 from expectations import check_problem
+from instances import Instance, command, ready
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -27,45 +22,8 @@ from app.api.protocol import Protocol
 from app.api.serving import Server
 from app.scaling.lifecycle import Lifecycle
 from deploy.local.cluster import Cluster
-from deploy.local.layout import CHECKOUT
 
-
-@dataclass(frozen=True)
-class Instance:
-    """An instance outside of the cluster's own, on the cluster's servers; nobody starts it again."""
-
-    process: asyncio.subprocess.Process
-    client: httpx.AsyncClient
-    log: Path
-
-    def tell(self, number: int = signal.SIGTERM) -> None:
-        """Send it a signal."""
-        self.process.send_signal(number)
-
-    async def ended(self) -> int:
-        """Wait for its end and return its exit code."""
-        async with asyncio.timeout(40):
-            return await self.process.wait()
-
-    async def answers(self, path: str = "/health/live") -> httpx.Response | None:
-        """Ask it something; None while it does not listen."""
-        try:
-            return await self.client.get(path)
-        except httpx.TransportError:
-            return None
-
-
-async def command(
-    cluster: Cluster, *arguments: str, output: Any = None, **environment: str
-) -> asyncio.subprocess.Process:
-    """Start `scaleout` with these arguments in the cluster's environment."""
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "app.cli", *arguments),
-        cwd=CHECKOUT,
-        env=cluster.environment | {"PATH": os.environ["PATH"]} | environment,
-        stdout=output,
-        stderr=output,
-    )
+pytest_plugins = ("instances",)
 
 
 @asynccontextmanager
@@ -79,40 +37,6 @@ async def empty_database(cluster: Cluster) -> AsyncIterator[str]:
         await connection.execute("DROP DATABASE unmigrated WITH (FORCE)")
     finally:
         await connection.close()
-
-
-@pytest.fixture
-async def new_instance(cluster: Cluster, tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Instance]]]:
-    """Start instances; what still runs is killed at the end."""
-    made: list[Instance] = []
-
-    async def make(**environment: str) -> Instance:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        log = tmp_path / f"{port}.log"
-        with log.open("wb") as output:
-            process = await command(
-                cluster, "api", "--port", str(port), INSTANCE=f"extra-{port}", output=output, **environment
-            )
-        client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=15)
-        instance = Instance(process, client, log)
-        made.append(instance)
-        await until(instance.answers)
-        return instance
-
-    yield make
-    for instance in made:
-        await instance.client.aclose()
-        if instance.process.returncode is None:
-            instance.process.kill()
-            await instance.process.wait()
-
-
-async def ready(instance: Instance) -> bool:
-    """Say whether the instance is ready."""
-    answer = await instance.answers("/health/ready")
-    return answer is not None and answer.status_code == 200
 
 
 @pytest.mark.sabotage("app/api/serving.py", "self._loop.call_later(self._serve_on, self._finish)", "self._finish()")

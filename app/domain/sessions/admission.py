@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from app.core.settings import Settings
 from app.core.telemetry import RATE_LIMITED
@@ -148,6 +149,11 @@ class Admissions:
         if now >= lease.ends:
             return None
         return Admission(session, lease.use(now), None, ())
+
+    def known(self, token: str) -> UUID | None:
+        """Return whose token this is if the session is here, without asking anybody; None says nothing."""
+        parts = read_token(token)
+        return parts[0] if parts is not None and self._near.get(name_of(*parts)) is not None else None
 
     async def admit(self, token: str, value: str | None = None) -> Admission | None:
         """Return the admission of the caller, in one round trip.

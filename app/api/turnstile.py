@@ -1,0 +1,122 @@
+"""Between the edge and all that costs something: the gate, and an eye on callers who go away.
+
+A request takes its place once its body is there, so that a slow client holds none, and gives it back with its answer.
+When its client hangs up, what only waits or reads is ended; a change that has begun comes to its end, as half of one is
+worse. Health and sign-out pass by; a stream, which has bounds of its own, keeps no place.
+"""
+
+import asyncio
+from collections.abc import Hashable
+from contextlib import AsyncExitStack
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api.exchange import SAFE, bearer_of, cookie_of, exchange_of, limit_subject, resources_of
+from app.core.settings import ServiceSettings
+from app.scaling.gate import Gate
+
+# What must be answered when nothing else is: probes, and the end of a session that somebody may have stolen.
+_ALWAYS = ("/health", "/metrics")
+_SESSIONS = "/api/v1/sessions"
+
+
+class Turnstile:
+    """Passes a bounded number of requests on at a time, and ends those whose client is gone."""
+
+    def __init__(self, app: ASGIApp, settings: ServiceSettings) -> None:
+        self._app = app
+        self._gate = Gate(settings.requests_at_once, settings.requests_waiting)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, when its turn comes."""
+        if scope["type"] != "http" or _always(scope):
+            await self._app(scope, receive, send)
+            return
+        body = await _whole(receive)
+        if body is None:
+            return
+        await _Exchanged(body, receive, send, safe=scope["method"] in SAFE).serve(self._app, scope, self._gate)
+
+
+class _Exchanged:
+    """One request whose body is here: its client is watched while it waits and is served."""
+
+    def __init__(self, body: bytes, receive: Receive, send: Send, *, safe: bool) -> None:
+        self._body: bytes | None = body
+        self._receive = receive
+        self._send = send
+        self._may_end = True
+        self._safe = safe
+        self._gone = asyncio.Event()
+        self._place = AsyncExitStack()
+
+    async def serve(self, app: ASGIApp, scope: Scope, gate: Gate) -> None:
+        """Pass the gate and run the application until it has answered, or until its client is gone."""
+        work = asyncio.current_task()
+        if work is None:
+            raise RuntimeError("a request is served in a task")
+        watch = asyncio.create_task(self._watch(work), name="client")
+        try:
+            async with self._place:
+                await self._place.enter_async_context(gate.pass_through(_caller(scope)))
+                self._may_end = self._safe
+                await app(scope, self.receive, self.send)
+        except asyncio.CancelledError:
+            if not self._gone.is_set() or work.uncancel() > 0:
+                raise
+        finally:
+            watch.cancel()
+
+    async def receive(self) -> Message:
+        """Give the body, and after it the news that the client is gone."""
+        if self._body is not None:
+            body, self._body = self._body, None
+            return {"type": "http.request", "body": body, "more_body": False}
+        await self._gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        """Pass a part of the answer on."""
+        if message["type"] == "http.response.start":
+            if Headers(raw=message.get("headers", [])).get("content-type", "").startswith("text/event-stream"):
+                await self._place.aclose()
+        elif not message.get("more_body"):
+            # The server tells the end of an answer like the end of a client.
+            self._may_end = False
+        await self._send(message)
+
+    async def _watch(self, work: "asyncio.Task[None]") -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._gone.set()
+        if self._may_end:
+            work.cancel()
+
+
+async def _whole(receive: Receive) -> bytes | None:
+    """Return the body, or None if the client is gone; the layers around this one bound its length and its time."""
+    parts: list[bytes] = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        parts.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+def _always(scope: Scope) -> bool:
+    path: str = scope["path"]
+    return path.startswith(_ALWAYS) or (scope["method"] == "DELETE" and path.startswith(_SESSIONS))
+
+
+def _caller(scope: Scope) -> Hashable:
+    """Return whose line a request stands in: a caller's whose session is at hand, else that of the address.
+
+    What a token says of itself is not asked: whoever invents tokens would stand in as many lines as they like.
+    """
+    headers = Headers(scope=scope)
+    token = bearer_of(headers) or cookie_of(headers)
+    known = resources_of(scope).admissions.known(token) if token else None
+    return known or limit_subject(exchange_of(scope).address)

@@ -1,0 +1,114 @@
+"""More than an instance can do: it refuses early and says so, and goes on with what it has let in."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import asyncpg
+import httpx
+import pytest
+from conftest import Customer, until
+from expectations import check_problem
+from instances import Instance, ready
+
+from deploy.local.cluster import Cluster
+
+pytest_plugins = ("instances",)
+
+CHEAP = "/api/v1/products?limit=1"
+HANGING = "/api/v1/admin/dead-letters"
+
+
+@asynccontextmanager
+async def hanging(cluster: Cluster) -> AsyncIterator[Callable[[], Awaitable[bool]]]:
+    """Let whatever reads dead letters wait inside the block; yields what says whether something does."""
+
+    async def waits() -> bool:
+        return bool(
+            await connection.fetchval(
+                "SELECT 1 FROM pg_locks WHERE relation = 'dead_letters'::regclass AND NOT granted"
+            )
+        )
+
+    connection = await asyncpg.connect(cluster.process("primary").address)
+    try:
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE dead_letters IN ACCESS EXCLUSIVE MODE")
+            yield waits
+    finally:
+        await connection.close()
+
+
+@pytest.fixture
+async def narrow(
+    new_instance: Callable[..., Awaitable[Instance]], admin: Customer
+) -> tuple[Instance, Callable[[], asyncio.Task[httpx.Response]]]:
+    """An instance that takes one request at a time, and a way to send it one that hangs."""
+    instance = await new_instance(REQUESTS_AT_ONCE="1", REQUESTS_WAITING="0", REPLICA_URLS="")
+    await until(ready, instance)
+
+    def hang() -> asyncio.Task[httpx.Response]:
+        return asyncio.create_task(
+            instance.client.get(HANGING, headers={"Authorization": f"Bearer {admin.token}"}), name="hanging"
+        )
+
+    return instance, hang
+
+
+async def served(instance: Instance) -> bool:
+    """Say whether something cheap is answered."""
+    return (await instance.client.get(CHEAP)).status_code == 200
+
+
+@pytest.mark.sabotage("app/api/middleware.py", "Middleware(Turnstile, settings=settings.service),", "")
+async def test_past_its_places_it_refuses_and_still_answers_health_and_sign_out(
+    narrow: tuple[Instance, Callable[[], asyncio.Task[httpx.Response]]],
+    cluster: Cluster,
+    new_customer: Callable[..., Awaitable[Customer]],
+) -> None:
+    (instance, hang), customer = narrow, await new_customer()
+    async with hanging(cluster) as waits:
+        inside = hang()
+        await until(waits)
+        answer = await instance.client.get(CHEAP)
+        check_problem(answer, 503, "overloaded")
+        assert answer.headers["retry-after"] == "1"
+        assert (await instance.client.get("/health/live")).status_code == 200
+        assert (await instance.client.get("/health/ready")).status_code == 200
+        out = await instance.client.delete(
+            "/api/v1/sessions/current", headers={"Authorization": f"Bearer {customer.token}"}
+        )
+        assert out.status_code == 204
+    assert (await inside).status_code == 200, "who was let in is served"
+    assert await served(instance)
+
+
+@pytest.mark.sabotage("app/api/turnstile.py", "            work.cancel()", "            pass")
+async def test_a_caller_who_hangs_up_frees_the_place(
+    narrow: tuple[Instance, Callable[[], asyncio.Task[httpx.Response]]], cluster: Cluster
+) -> None:
+    instance, hang = narrow
+    async with hanging(cluster) as waits:
+        inside = hang()
+        await until(waits)
+        assert not await served(instance)
+        inside.cancel()
+        await asyncio.wait({inside})
+        assert await until(served, instance, seconds=3), "its work would hang for longer than that"
+
+
+@pytest.mark.sabotage("app/api/turnstile.py", "body = await _whole(receive)", 'body = b""')
+async def test_a_slow_client_holds_no_place(
+    narrow: tuple[Instance, Callable[[], asyncio.Task[httpx.Response]]],
+) -> None:
+    instance, _ = narrow
+    reader, writer = await asyncio.open_connection("127.0.0.1", instance.client.base_url.port)
+    body = b'{"email": "slow@example.com", "password": "x"}'
+    writer.write(b"POST /api/v1/sessions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
+    writer.write(b"Content-Length: %d\r\n\r\n" % len(body) + body[:5])
+    await writer.drain()
+    for _ in range(20):
+        assert await served(instance)
+    writer.write(body[5:])
+    assert (await reader.readline()).startswith(b"HTTP/1.1 401")
+    writer.close()
