@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 from uuid import UUID
 
 import typer
@@ -72,6 +72,9 @@ def up(
         int, typer.Option(envvar="SHARDS", parser=_number_of_shards, metavar="N", help="Primaries with replicas.")
     ] = 1,
     reload: Annotated[bool, typer.Option("--reload", envvar="RELOAD", help="Restart when the code changes.")] = False,
+    database: Annotated[
+        Literal["postgresql", "mariadb"], typer.Option(envvar="DATABASE", help="MariaDB must be on the machine.")
+    ] = "postgresql",
 ) -> None:
     """Start the whole cluster on this machine; Ctrl-C stops it."""
     with _cluster_errors():
@@ -80,7 +83,7 @@ def up(
         from deploy.local.programs import Sizes  # noqa: PLC0415
 
         sizes = Sizes(instances=instances, workers=workers, relays=relays, replicas=replicas, shards=shards)
-        code = terminal.up(Cluster(FOLDER, port=port, sizes=sizes, reload=reload), detach=detach)
+        code = terminal.up(Cluster(FOLDER, port=port, sizes=sizes, reload=reload, database=database), detach=detach)
     raise typer.Exit(code)
 
 

@@ -32,7 +32,7 @@ class Cluster:
     """One cluster, kept in the folder `directory` (`.cluster` of a checkout, or a temporary one).
 
     `port` is NGINX's; None takes a free one, and free ones for all others too, for tests. `environment` wins over what
-    the caller's own holds. `seed=False` leaves the database empty.
+    the caller's own holds. `seed=False` leaves the database empty. `database` is `postgresql` or `mariadb`.
     """
 
     def __init__(
@@ -44,13 +44,14 @@ class Cluster:
         environment: Mapping[str, str] | None = None,
         seed: bool = True,
         reload: bool = False,
+        database: str = "postgresql",
     ) -> None:
         """Describe the cluster; nothing is touched yet."""
         self._account = unprivileged_account()
         self._layout = Layout.of(directory, self._account)
         self._control = Control(self._layout)
         self._supervisor: subprocess.Popen[bytes] | None = None
-        self._wish = Wish(port, sizes, dict(os.environ) | dict(environment or {}), seed, reload)
+        self._wish = Wish(port, sizes, dict(os.environ) | dict(environment or {}), seed, reload, database)
 
     @property
     def layout(self) -> Layout:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from deploy.local import ClusterError
-from deploy.local.layout import HOST, Layout, Secrets, remove_tree, write_private
+from deploy.local.databases import Databases
+from deploy.local.layout import HOST, Layout, remove_tree, write_private
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from deploy.local.servers import Binaries, Tools
@@ -92,42 +92,18 @@ WHERE NOT active AND (wal_status = 'lost' OR slot_name <> ALL ('{{{kept}}}'));
 """
 
 
-@dataclass(frozen=True)
-class Postgres:
-    """The database servers of one shard of a cluster; `ports` maps `primary`, `replica-N` and so on to their ports."""
+class Postgres(Databases):
+    """The servers of one shard."""
 
-    layout: Layout
-    secrets: Secrets
-    binaries: Binaries
-    tools: Tools
-    ports: Mapping[str, int]
-    shard: int = 0
-
-    @property
-    def primary(self) -> str:
-        """The name of the shard's primary."""
-        return f"shard{self.shard}-primary" if self.shard else "primary"
-
-    def of_shard(self, shard: int) -> Postgres:
-        """The servers of another shard of the same cluster."""
-        return replace(self, shard=shard)
+    title = "PostgreSQL"
+    scheme = "postgresql"
+    superuser = "postgres"
+    # The fast shutdown, which does not wait for clients.
+    stop_signal = "SIGINT"
 
     def arguments(self, name: str) -> list[str]:
         """The command line of the server `name`; it holds no password."""
         return [str(self.binaries.postgres / "postgres"), "-D", str(self._data(name))]
-
-    def address(self, name: str, role: str = "postgres") -> str:
-        """The URL of the server `name` for the superuser `postgres` or the owner `scaleout`."""
-        password = self.secrets.superuser if role == "postgres" else self.secrets.owner
-        return f"postgresql://{role}:{password}@{HOST}:{self.ports[name]}/scaleout"
-
-    def address_of_primary(self, role: str) -> str:
-        """The URL of the shard's primary."""
-        return self.address(self.primary, role)
-
-    def is_ready(self, name: str) -> bool:
-        """Whether the server `name` accepts connections."""
-        return server_accepts(self.binaries, self.tools, self.layout, self.ports[name])
 
     def prepare_primary(self) -> None:
         """Make the primary's data folder if there is none, and state its settings.
@@ -207,14 +183,6 @@ class Postgres:
     def _to_primary(self, role: str) -> list[str]:
         return ["-h", HOST, "-p", str(self.ports[self.primary]), "-U", role]
 
-    def _data(self, name: str) -> Path:
-        return self.layout.data / name
-
-    def _draft(self, name: str) -> Path:
-        draft = self.layout.data / f"{name}.part"
-        remove_tree(draft)
-        return draft
-
     def _locale(self) -> list[str]:
         if self._major >= BUILTIN_LOCALE_SINCE:
             return ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
@@ -230,6 +198,8 @@ class Postgres:
         return int(found[1])
 
     def _check_version(self, data: Path) -> None:
+        if not (data / "PG_VERSION").exists():
+            raise self._refuse(data)
         written = int((data / "PG_VERSION").read_text())
         if written != self._major:
             raise ClusterError(

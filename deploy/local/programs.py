@@ -20,8 +20,8 @@ from deploy.local.layout import CHECKOUT, HOST, Name, read_json
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from deploy.local.databases import Databases
     from deploy.local.layout import Layout, Secrets
-    from deploy.local.postgres import Postgres
     from deploy.local.servers import Binaries
 
 KINDS = ("nginx", "api", "relay", "worker", "scheduler", "primary", "replica", "redis", "payments", "smtp")
@@ -32,8 +32,8 @@ OURS = ("api", "relay", "worker", "scheduler")
 # Tiers are stopped from the highest to the lowest: first what accepts work, then what does it, last what keeps it.
 TIERS = {"primary": 1, "replica": 2, "redis": 2, "payments": 2, "smtp": 2} | dict.fromkeys(OURS, 3) | {"nginx": 4}
 
-# PostgreSQL: SIGINT is the fast shutdown, which does not wait for clients. NGINX: SIGQUIT finishes open requests.
-STOP_SIGNALS = {"primary": "SIGINT", "replica": "SIGINT", "nginx": "SIGQUIT"}
+# NGINX finishes open requests; how a database is stopped, its engine knows.
+STOP_SIGNALS = {"nginx": "SIGQUIT"}
 
 # When everything stops, no balancer is left for which an instance would serve on: SIGINT skips that part of its drain.
 DOWN_SIGNALS = {"api": "SIGINT"}
@@ -118,7 +118,7 @@ class Plan:
     layout: Layout
     secrets: Secrets
     binaries: Binaries
-    postgres: Postgres
+    databases: Databases
     ports: Mapping[str, int]
     names: list[str]
     user_environment: Mapping[str, str]
@@ -172,9 +172,9 @@ class Plan:
         cuts = [LOGICAL_SHARDS * shard // count for shard in range(count + 1)]
         return [
             {
-                "primary": self.postgres.of_shard(shard).address_of_primary("scaleout"),
+                "primary": self.databases.of_shard(shard).address_of_primary("scaleout"),
                 "replicas": [
-                    self.postgres.address(name, "scaleout")
+                    self.databases.address(name, "scaleout")
                     for name in self.names
                     if Name.of(name)[:2] == (shard, "replica")
                 ],
@@ -189,18 +189,20 @@ class Plan:
         kind = kind_of(name)
         made = {
             "nginx": self._nginx,
-            "primary": self._postgres,
-            "replica": self._postgres,
+            "primary": self._database,
+            "replica": self._database,
             "redis": self._redis,
             "payments": self._stand_in,
             "smtp": self._stand_in,
         }.get(kind, self._ours)(name)
+        databases = dict.fromkeys(("primary", "replica"), self.databases.stop_signal)
+        stop_signal = (STOP_SIGNALS | databases).get(kind, "SIGTERM")
         return Program(
             name=name,
             kind=kind,
             log=str(self.layout.logs / f"{name}.log"),
             order=TIERS[kind],
-            stop_signal=(stop_signal := STOP_SIGNALS.get(kind, "SIGTERM")),
+            stop_signal=stop_signal,
             down_signal=DOWN_SIGNALS.get(kind, stop_signal),
             **made,
         )
@@ -208,22 +210,22 @@ class Plan:
     def _nginx(self, name: str) -> dict[str, Any]:
         port = self.ports[name]
         upstream = [self.ports[other] for other in self.names if kind_of(other) == "api"]
-        configuration = nginx.prepare(self.layout, port, upstream, self.postgres.tools.account)
+        configuration = nginx.prepare(self.layout, port, upstream, self.databases.tools.account)
         address = f"http://{HOST}:{port}"
         arguments = [str(self.binaries.nginx), "-p", str(self.layout.nginx), "-e", "stderr", "-c", configuration.name]
         return {"arguments": arguments, "port": port, "address": address, "health": f"{address}/health/ready"}
 
-    def _postgres(self, name: str) -> dict[str, Any]:
-        return self._server(name, self.postgres.arguments(name), self.postgres.address(name))
+    def _database(self, name: str) -> dict[str, Any]:
+        return self._server(name, self.databases.arguments(name), self.databases.address(name))
 
     def _redis(self, name: str) -> dict[str, Any]:
-        settings = redis.prepare(self.layout, self.secrets, self.ports[name], self.postgres.tools.account)
+        settings = redis.prepare(self.layout, self.secrets, self.ports[name], self.databases.tools.account)
         return self._server(
             name, [str(self.binaries.redis), str(settings)], redis.address(self.secrets, self.ports[name])
         )
 
     def _server(self, name: str, arguments: list[str], address: str) -> dict[str, Any]:
-        account = self.postgres.tools.account
+        account = self.databases.tools.account
         return {
             "arguments": arguments,
             "folder": str(self.layout.data),

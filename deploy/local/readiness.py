@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from deploy.local import ClusterError, redis
+from deploy.local import ClusterError, mariadb, redis
 from deploy.local.control import LOOK_INTERVAL
 from deploy.local.postgres import server_accepts
 
@@ -38,6 +38,8 @@ SHOWN_LINES = 12
 def is_ready(program: Program, layout: Layout, secrets: Secrets, binaries: Binaries, tools: Tools) -> bool:
     """Whether `program` can do its work now."""
     if program.kind in {"primary", "replica"}:
+        if (program.address or "").startswith(f"{mariadb.MariaDb.scheme}:"):
+            return mariadb.server_accepts(program.port)
         return server_accepts(binaries, tools, layout, program.port)
     if program.kind == "redis":
         return redis.is_ready(secrets, program.port)

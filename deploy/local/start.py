@@ -21,6 +21,7 @@ import psutil
 from deploy.local import ClusterError, leftovers, readiness
 from deploy.local.control import Control
 from deploy.local.layout import CHECKOUT, Layout, Name, Secrets, choose_ports, port_is_free, write_json
+from deploy.local.mariadb import MariaDb
 from deploy.local.postgres import Postgres, data_folders
 from deploy.local.programs import OURS, Plan, Sizes, kind_of, port_names, processes
 from deploy.local.servers import Binaries, Tools
@@ -29,8 +30,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from deploy.local.databases import Databases
+
+ENGINES: Mapping[str, type[Databases]] = {"postgresql": Postgres, "mariadb": MariaDb}
+
 TITLES = {
-    "replica": "PostgreSQL",
     "redis": "Redis",
     "nginx": "NGINX",
     "payments": "Payment provider",
@@ -68,6 +72,7 @@ class Wish:
     environment: Mapping[str, str] = field(default_factory=dict)
     seed: bool = True
     reload: bool = False
+    database: str = "postgresql"
 
 
 class Start:
@@ -92,12 +97,12 @@ class Start:
         if "nginx" in self.names:
             ports["nginx"] = self._nginx_port()
         binaries = Binaries.find(self.layout, account, self.wish.environment)
-        self.postgres = Postgres(self.layout, self.secrets, binaries, self.tools, ports)
+        self.databases = ENGINES[self.wish.database](self.layout, self.secrets, binaries, self.tools, ports)
         self.plan = Plan(
             self.layout,
             self.secrets,
             binaries,
-            self.postgres,
+            self.databases,
             ports,
             self.names,
             self.wish.environment,
@@ -131,8 +136,8 @@ class Start:
             leftovers.end_recorded(self.layout)
 
     def _databases(self) -> None:
-        shards = [self.postgres.of_shard(shard) for shard in range(self.wish.sizes.shards)]
-        if self.postgres.primary not in self.names:
+        shards = [self.databases.of_shard(shard) for shard in range(self.wish.sizes.shards)]
+        if self.databases.primary not in self.names:
             return
         self._together(*(partial(self._primary, shard) for shard in shards))
         replicas = self._of("replica")
@@ -144,8 +149,8 @@ class Start:
                     self.programs[own[0]], partial(shard.streams_to, own), partial(self._deaths, *own), self.tools
                 )
 
-    def _primary(self, shard: Postgres) -> None:
-        with self.progress.step(f"PostgreSQL {shard.primary}"):
+    def _primary(self, shard: Databases) -> None:
+        with self.progress.step(f"{shard.title} {shard.primary}"):
             shard.prepare_primary()
             self._start_and_wait(shard.primary)
             shard.state_roles([name for name in self._of("replica") if Name.of(name).shard == shard.shard])
@@ -162,12 +167,13 @@ class Start:
 
     def _bring_up(self, name: str) -> Callable[[], None]:
         kind = kind_of(name)
-        title = f"{TITLES.get(kind, '')} {name if kind in {'replica', *OURS} else ''}".strip()
+        titles = TITLES | {"replica": self.databases.title}
+        title = f"{titles.get(kind, '')} {name if kind in {'replica', *OURS} else ''}".strip()
 
         def work() -> None:
             with self.progress.step(title):
                 if kind == "replica":
-                    self.postgres.of_shard(Name.of(name).shard).prepare_replica(name)
+                    self.databases.of_shard(Name.of(name).shard).prepare_replica(name)
                 self._start_and_wait(name)
 
         return work
