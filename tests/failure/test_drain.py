@@ -3,14 +3,13 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from urllib.parse import urlsplit
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
-import asyncpg
 import httpx
 import pytest
 import uvicorn
 from conftest import until
+from engines import database_at
 from expectations import check_problem
 from instances import Instance, command, ready
 from starlette.applications import Starlette
@@ -26,17 +25,9 @@ from deploy.local.cluster import Cluster
 pytest_plugins = ("instances",)
 
 
-@asynccontextmanager
-async def empty_database(cluster: Cluster) -> AsyncIterator[str]:
+def empty_database(cluster: Cluster) -> AbstractAsyncContextManager[str]:
     """Make a database without tables on the primary, yield its URL, and drop it."""
-    address = urlsplit(cluster.process("primary").address or "")
-    connection = await asyncpg.connect(address._replace(path="/postgres").geturl())
-    try:
-        await connection.execute("CREATE DATABASE unmigrated")
-        yield address._replace(path="/unmigrated").geturl()
-        await connection.execute("DROP DATABASE unmigrated WITH (FORCE)")
-    finally:
-        await connection.close()
+    return database_at(cluster.process("primary").address, "unmigrated")
 
 
 @pytest.mark.sabotage("app/api/serving.py", "self._loop.call_later(self._serve_on, self._finish)", "self._finish()")

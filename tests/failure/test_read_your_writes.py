@@ -6,10 +6,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
 
-import asyncpg
 import httpx
 import pytest
 from conftest import Customer, until
+from engines import WORDS, ask
 from redis.asyncio import Redis
 
 from deploy.local.cluster import Cluster
@@ -18,19 +18,11 @@ REPLICAS = ("replica-1", "replica-2")
 READS = 12  # over two instances and two replicas: that one of the four is never asked has a chance of 1 in 8
 
 
-async def ask(cluster: Cluster, node: str, statement: str) -> Any:
-    """Run a statement as superuser on a node."""
-    connection = await asyncpg.connect(cluster.process(node).address)
-    try:
-        return await connection.fetchval(statement)
-    finally:
-        await connection.close()
-
-
 async def is_level(cluster: Cluster, node: str) -> bool:
     """Return whether a replica has replayed all that the primary has."""
-    position = await ask(cluster, "primary", "SELECT pg_current_wal_flush_lsn()::text")
-    return await ask(cluster, node, f"SELECT pg_last_wal_replay_lsn() >= '{position}'::pg_lsn")
+    (primary,) = await ask(cluster.process("primary").address, WORDS.position)
+    (row,) = await ask(cluster.process(node).address, WORDS.has_replayed, arguments=(primary["position"],))
+    return bool(row["so"])
 
 
 @asynccontextmanager
@@ -38,16 +30,17 @@ async def paused(cluster: Cluster, *nodes: str) -> AsyncIterator[None]:
     """Stop the replay of replicas inside the block."""
 
     async def has_paused(node: str) -> bool:
-        return await ask(cluster, node, "SELECT pg_get_wal_replay_pause_state() = 'paused'")
+        (row,) = await ask(cluster.process(node).address, WORDS.is_paused)
+        return bool(row["so"])
 
     for node in nodes:
-        await ask(cluster, node, "SELECT pg_wal_replay_pause()")
+        await ask(cluster.process(node).address, WORDS.pause)
         await until(has_paused, node)
     try:
         yield
     finally:
         for node in nodes:
-            await ask(cluster, node, "SELECT pg_wal_replay_resume()")
+            await ask(cluster.process(node).address, WORDS.resume)
             await until(is_level, cluster, node)
 
 

@@ -89,9 +89,7 @@ class Shop:
         return answers
 
 
-@pytest.mark.sabotage(
-    "deploy/local/programs.py", 'STOP_SIGNALS.get(kind, "SIGTERM")', 'STOP_SIGNALS.get(kind, "SIGKILL")'
-)
+@pytest.mark.sabotage("deploy/local/programs.py", '.get(kind, "SIGTERM")', '.get(kind, "SIGKILL")')
 async def test_a_rollout_under_load_fails_no_request_and_doubles_no_order(
     cluster: Cluster,
     new_customer: Callable[..., Awaitable[Customer]],

@@ -6,15 +6,15 @@ block, and the block ends when the servers are as before. (PYTEST_DONT_REWRITE: 
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from uuid import UUID
 
-import asyncpg
 import psutil
 import pytest
 from conftest import settings_from, until
+from engines import WORDS, ask, database_at, elsewhere
 
 from app.core import context
 from app.core.settings import Settings
@@ -35,12 +35,12 @@ WAREHOUSES = (("Hamburg", 53.55, 9.99), ("Lyon", 45.76, 4.84))
 
 def url_of(cluster: Cluster, node: str, database: str = DATABASE) -> str:
     """Return the superuser's URL of a database on a node."""
-    return urlsplit(cluster.process(node).address or "")._replace(path=f"/{database}").geturl()
+    return elsewhere(cluster.process(node).address, database)
 
 
 def environment_of(cluster: Cluster, database: str = DATABASE) -> dict[str, str]:
     """Return the environment of an instance that works with `database` and the Redis number of these tests."""
-    redis = urlsplit(cluster.process("redis").address or "")._replace(path=f"/{REDIS_NUMBER}").geturl()
+    redis = elsewhere(cluster.process("redis").address, str(REDIS_NUMBER))
     addresses = {
         "DATABASE_URL": url_of(cluster, "primary", database),
         "REPLICA_URLS": ",".join(url_of(cluster, node, database) for node in REPLICAS),
@@ -49,15 +49,9 @@ def environment_of(cluster: Cluster, database: str = DATABASE) -> dict[str, str]
     return cluster.environment | ENVIRONMENT | addresses
 
 
-@asynccontextmanager
-async def database_on(cluster: Cluster, name: str) -> AsyncIterator[str]:
+def database_on(cluster: Cluster, name: str) -> AbstractAsyncContextManager[str]:
     """Make an empty database, yield its URL on the primary, and drop it."""
-    drop = f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"
-    await _execute(cluster, drop, f"CREATE DATABASE {name}")
-    try:
-        yield url_of(cluster, "primary", name)
-    finally:
-        await _execute(cluster, drop)
+    return database_at(cluster.process("primary").address, name)
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +70,7 @@ async def quiet(quiet_settings: Settings) -> AsyncIterator[Resources]:
         await opened.redis.client.flushdb()
         async with opened.database.writer() as writer:
             for number, (name, lat, lon) in enumerate(WAREHOUSES, start=1):
-                identifier = f"00000000-0000-8000-8000-00000000000{number}"
+                identifier = UUID(f"00000000-0000-8000-8000-00000000000{number}")
                 await writer.run(insert_ignore(warehouses).values(id=identifier, name=name, lat=lat, lon=lon))
         await _settled(opened)
         yield opened
@@ -99,39 +93,34 @@ class Servers:
 
     async def sql(self, node: str, statement: str, *arguments: Any) -> list[Any]:
         """Run a statement as superuser on a node's quiet database."""
-        connection = await asyncpg.connect(url_of(self.cluster, node))
-        try:
-            rows: list[Any] = await connection.fetch(statement, *arguments)
-        finally:
-            await connection.close()
-        return rows
+        return await ask(url_of(self.cluster, node), statement, arguments=arguments)
 
     @asynccontextmanager
     async def paused(self, *nodes: str) -> AsyncIterator[None]:
         """Stop the replay of replicas inside the block: they receive and do not show it."""
         for node in nodes:
-            await self.sql(node, "SELECT pg_wal_replay_pause()")
+            await self.sql(node, WORDS.pause)
         for node in nodes:
-            await until(self._is_paused, node)
+            await until(self._says, node, WORDS.is_paused)
         try:
             yield
         finally:
             for node in nodes:
-                await self.sql(node, "SELECT pg_wal_replay_resume()")
+                await self.sql(node, WORDS.resume)
             await _settled(self.resources)
 
     @asynccontextmanager
     async def cut_off(self, *nodes: str) -> AsyncIterator[None]:
         """Let replicas live without their primary inside the block: they answer and receive nothing."""
         for node in nodes:
-            await self._reload(node, "ALTER SYSTEM SET primary_conninfo = 'host=127.0.0.1 port=1'")
+            await ask(url_of(self.cluster, node), *WORDS.cut_off)
         for node in nodes:
-            await until(self._receives_nothing, node)
+            await until(self._says, node, WORDS.receives_nothing)
         try:
             yield
         finally:
             for node in nodes:
-                await self._reload(node, "ALTER SYSTEM RESET primary_conninfo")
+                await ask(url_of(self.cluster, node), *WORDS.reconnect)
             await _settled(self.resources)
 
     @asynccontextmanager
@@ -160,16 +149,9 @@ class Servers:
                 await asyncio.to_thread(self.cluster.start, node)
             await _settled(self.resources)
 
-    async def _reload(self, node: str, statement: str) -> None:
-        await self.sql(node, statement)
-        await self.sql(node, "SELECT pg_reload_conf()")
-
-    async def _receives_nothing(self, node: str) -> bool:
-        return not await self.sql(node, "SELECT 1 FROM pg_stat_wal_receiver WHERE status = 'streaming'")
-
-    async def _is_paused(self, node: str) -> bool:
-        (row,) = await self.sql(node, "SELECT pg_get_wal_replay_pause_state() = 'paused' AS paused")
-        return bool(row["paused"])
+    async def _says(self, node: str, question: str) -> bool:
+        (row,) = await self.sql(node, question)
+        return bool(row["so"])
 
 
 @pytest.fixture
@@ -181,15 +163,6 @@ def servers(cluster: Cluster, quiet: Resources) -> Servers:
 def stranger() -> context.Work:
     """Return the work of a caller who has written nothing."""
     return context.Work(request_id=context.new_request_id())
-
-
-async def _execute(cluster: Cluster, *statements: str) -> None:
-    connection = await asyncpg.connect(url_of(cluster, "primary", "postgres"))
-    try:
-        for statement in statements:
-            await connection.execute(statement)
-    finally:
-        await connection.close()
 
 
 async def _settled(resources: Resources) -> None:

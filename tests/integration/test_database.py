@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from conftest import until
+from engines import WORDS
 from quiet import Servers, stranger, url_of
 from sqlalchemy import insert, select, text
 from sqlalchemy.exc import IntegrityError
@@ -140,9 +141,9 @@ async def test_a_connection_lost_before_the_commit_is_unavailable_and_leaves_not
     identifier = uuid4()
     with pytest.raises(Unavailable) as refusal:  # noqa: PT012  # where in the block it is raised is the point
         async with quiet.database.writer() as writer:
-            row = await writer.first(text("SELECT pg_backend_pid() AS pid"))
+            row = await writer.first(text(WORDS.own_id))
             await writer.run(adding(identifier))
-            await servers.sql("primary", "SELECT pg_terminate_backend($1, 5000)", row and row.pid)
+            await servers.sql("primary", WORDS.end, row and row.id)
     assert refusal.value.code == "database_down"
     assert not await exists(servers, identifier)
 

@@ -7,6 +7,7 @@ import asyncpg
 import pytest
 from alembic import command
 from conftest import settings_from, until
+from engines import WORDS, ask
 from quiet import database_on, environment_of
 from sqlalchemy import Connection
 
@@ -28,12 +29,7 @@ async def empty(cluster: Cluster) -> AsyncIterator[Settings]:
 
 
 async def tables(url: str) -> set[str]:
-    connection = await asyncpg.connect(url)
-    try:
-        rows = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
-    finally:
-        await connection.close()
-    return {row["tablename"] for row in rows}
+    return {row["name"] for row in await ask(url, WORDS.tables)}
 
 
 @pytest.mark.sabotage(

@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from conftest import until
+from engines import WORDS
 from quiet import Servers
 from sqlalchemy import text
 
@@ -160,8 +161,7 @@ async def test_of_two_last_tasks_that_end_at_once_one_marks_the_message_done(emp
             await settling
 
     async def counted_or_waits(settling: asyncio.Task[None]) -> bool:
-        waiting = "SELECT 1 FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"
-        return settling.done() or bool(await servers.sql("primary", waiting))
+        return settling.done() or bool(await servers.sql("primary", WORDS.waits_for_row))
 
     await asyncio.gather(first(), second())
     assert (await row_of(servers, message))["done_at"] is not None
@@ -252,6 +252,6 @@ async def test_a_holder_that_crashed_leaves_no_key_behind(empty: Database, serve
     with pytest.raises(Unavailable):  # noqa: PT012  # where in the block it is raised is the point
         async with empty.writer(wanted.profile_id) as writer:
             await wanted.take(writer, {"id": 1})
-            row = await writer.first(text("SELECT pg_backend_pid() AS pid"))
-            await servers.sql("primary", "SELECT pg_terminate_backend($1, 5000)", row and row.pid)
+            row = await writer.first(text(WORDS.own_id))
+            await servers.sql("primary", WORDS.end, row and row.id)
     assert await take(empty, wanted, {"id": 2}) is None

@@ -6,6 +6,7 @@ from uuid import uuid4
 
 import orjson
 import pytest
+from engines import WORDS
 from quiet import REPLICAS, Servers, stranger
 
 from app.core import context
@@ -169,10 +170,10 @@ async def test_erasing_leaves_no_personal_data_in_any_table(quiet: Resources, se
 
 async def _holding(servers: Servers, mark: str) -> list[str]:
     """Return every table of which a row holds the text, in whatever column."""
-    tables = await servers.sql("primary", "SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    tables = await servers.sql("primary", WORDS.tables)
     found = []
     for row in tables:
-        name = row["tablename"]
+        name = row["name"]
         statement = f'SELECT 1 FROM "{name}" AS held WHERE to_jsonb(held)::text LIKE $1 LIMIT 1'  # noqa: S608  # our own tables
         if await servers.sql("primary", statement, f"%{mark}%"):
             found.append(name)

@@ -211,11 +211,11 @@ async def state(driver_connection: Connection) -> State:
 
     Its GTID does not tell how many promotions there were: a primary of before must stay read-only.
     """
-    (row,) = await _rows(driver_connection, _STATE)
+    (row,) = await rows(driver_connection, _STATE)
     position = _sequence(row["position"], row["domain"])
     if not row["is_replica"]:
         return State(is_primary=True, position=position, received=position, history=0)
-    sources = await _rows(driver_connection, "SHOW ALL SLAVES STATUS")
+    sources = await rows(driver_connection, "SHOW ALL SLAVES STATUS")
     received = [_sequence(source["Gtid_IO_Pos"], row["domain"]) for source in sources]
     return State(is_primary=False, position=position, received=max([position, *received]), history=0)
 
@@ -244,11 +244,17 @@ def trouble(error: BaseException) -> Trouble | None:
     return _TROUBLES.get(error.args[0]) if isinstance(error, MySQLError) and error.args else None
 
 
-async def _rows(driver_connection: Connection, statement: str) -> list[dict[str, Any]]:
-    async with driver_connection.cursor(aiomysql.DictCursor) as cursor:
-        await cursor.execute(statement)
-        rows: list[dict[str, Any]] = await cursor.fetchall()
-    return rows
+class _Rows(aiomysql.DictCursor):  # type: ignore[misc]  # aiomysql ships no types
+    async def _show_warnings(self, _connection: Connection) -> None:
+        """Ask nothing: aiomysql would fetch every warning, one round trip more, and raise it as Python's."""
+
+
+async def rows(driver_connection: Connection, statement: str, values: tuple[Any, ...] = ()) -> list[dict[str, Any]]:
+    """Run a statement and return its rows by name; `%s` stands for each of the values."""
+    async with driver_connection.cursor(_Rows) as cursor:
+        await cursor.execute(statement, values or None)
+        found: list[dict[str, Any]] = list(await cursor.fetchall())
+    return found
 
 
 def _sequence(position: str, domain: int) -> int:
