@@ -210,7 +210,7 @@ def replay_letters(
 
 @cli.command("run", rich_help_panel="Operations")
 def run_chore(
-    chore: Annotated[str, typer.Argument(help="sweep_directory, reconcile_payments or purge.", show_default=False)],
+    chore: Annotated[str, typer.Argument(help="sweep_directory, reconcile_payments, purge, …", show_default=False)],
 ) -> None:
     """Run one chore of the scheduler now, for cron and Kubernetes CronJobs; never beside another run of it."""
     with _operating() as operations:

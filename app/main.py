@@ -26,6 +26,7 @@ from app.api import (
     orders,
     problems,
     profiles,
+    reports,
     sessions,
 )
 from app.core.errors import Unavailable
@@ -46,6 +47,7 @@ ROUTERS = (
     catalog.router,
     orders.router,
     events.router,
+    reports.router,
     files.router,
     admin.router,
     documentation.router,

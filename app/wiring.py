@@ -19,6 +19,8 @@ from app.domain.payments.service import Payments
 from app.domain.profiles.directory import Directory
 from app.domain.profiles.passwords import Passwords
 from app.domain.profiles.service import Profiles
+from app.domain.reports.export import SalesExport
+from app.domain.reports.jobs import Jobs
 from app.domain.reports.recommendations import Recommendations
 from app.domain.reports.service import Reports
 from app.domain.sessions.admission import Admissions
@@ -70,6 +72,8 @@ class Resources:
     invoices: Invoices
     mail: Mail
     reports: Reports
+    jobs: Jobs
+    sales_export: SalesExport
     recommendations: Recommendations
 
 
@@ -114,6 +118,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         stack.push_async_callback(admissions.stop)
         lifecycle = Lifecycle(settings.service.ready_file)
         events = EventStream(redis, lifecycle.draining)
+        jobs = Jobs(database, storage)
         orders = Orders(database, catalog, storage, cursors)
         yield Resources(
             settings=settings,
@@ -143,5 +148,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             invoices=invoices,
             mail=Mail(settings.mail, database, invoices),
             reports=Reports(database),
+            jobs=jobs,
+            sales_export=SalesExport(database, storage, jobs),
             recommendations=Recommendations(database, cache, catalog),
         )

@@ -57,6 +57,7 @@ ROUTES: dict[str, tuple[str, ...]] = {
     "profile.created": (),
     "profile.updated": ("upkeep.refresh_profile",),
     "profile.erased": ("upkeep.end_sessions", "upkeep.refresh_profile", "invoices.forget_buyer"),
+    "job.asked": ("reports.make",),
     "session.ended": ("upkeep.forget_sessions",),
 }
 

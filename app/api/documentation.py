@@ -33,6 +33,7 @@ TAGS = [
     {"name": "Sessions", "description": "Sign in and out."},
     {"name": "Catalog", "description": "Products: browse, search, and edit as an administrator."},
     {"name": "Orders", "description": "Place orders, follow them, fetch invoices."},
+    {"name": "Reports", "description": "Reports as jobs, for administrators."},
     {
         "name": "Administration",
         "description": "Dead letters, shards and breakers, for administrators at allowed addresses.",

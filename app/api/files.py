@@ -19,7 +19,14 @@ from app.scaling.storage import LINK_PATH
 router = APIRouter(tags=["Files"])
 
 # What we store. Anything else is handed out as bytes that no browser opens by itself.
-_TYPES = {".pdf": "application/pdf", ".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp"}
+_TYPES = {
+    ".pdf": "application/pdf",
+    ".csv": "text/csv",
+    ".json": "application/json",
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".webp": "image/webp",
+}
 
 Signed = Annotated[str, Path(max_length=LONGEST, description="What a link of ours ends in.")]
 

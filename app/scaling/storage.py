@@ -4,6 +4,7 @@ Objects are written once under keys derived from what they are of, so writing on
 object is short-lived: signed by the storage where it can, by us where it is a folder.
 """
 
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ LINK_PATH = "/files"
 # An invoice is tens of kilobytes. Below every task's limit, so that a storage that hangs is seen as one and not as a
 # task that hangs.
 TIMEOUT = 5.0  # seconds a try
+# A report of the largest range is some 30 MB: half a minute at a tenth of what a bucket takes.
+FILE_TIMEOUT = 30.0  # seconds a try
+_FAILURES = (BaseError, OSError)
 
 
 class Storage:
@@ -37,7 +41,9 @@ class Storage:
         parts = urlsplit(settings.url)
         self._folder = parts.scheme == "file"
         self._store: Any = LocalStore(prefix=Path(parts.path), mkdir=True) if self._folder else from_url(settings.url)
-        self.outbound = Outbound("storage", timeout=TIMEOUT, concurrency=16, waiting=64, failures=(BaseError, OSError))
+        self.outbound = Outbound("storage", timeout=TIMEOUT, concurrency=16, waiting=64, failures=_FAILURES)
+        # Files in a room of their own, so that two large ones do not hold the invoices up.
+        self.files = Outbound("storage-files", timeout=FILE_TIMEOUT, concurrency=4, waiting=16, failures=_FAILURES)
         self._link_seconds = settings.link_seconds
         self._signer = Signer(secret, "file link")
         self._public_url = public_url.rstrip("/")
@@ -52,8 +58,31 @@ class Storage:
         attributes = None if self._folder else {"Content-Type": content_type}
         try:
             await self.outbound.call(lambda: obstore.put_async(self._store, key, content, attributes=attributes))
-        except (BaseError, OSError, TimeoutError) as error:
+        except (*_FAILURES, TimeoutError) as error:
             raise Unavailable("Object storage takes nothing right now; try again.", code="storage_down") from error
+
+    async def put_file(self, key: str, path: Path, content_type: str) -> None:
+        """Store a file under `key`, in parts if it is large; it is never in memory as a whole.
+
+        Raises:
+            Unavailable: if the storage does not take it.
+        """
+        attributes = None if self._folder else {"Content-Type": content_type}
+        try:
+            await self.files.call(lambda: obstore.put_async(self._store, key, path, attributes=attributes))
+        except (*_FAILURES, TimeoutError) as error:
+            raise Unavailable("Object storage takes nothing right now; try again.", code="storage_down") from error
+
+    async def delete(self, key: str) -> None:
+        """Delete the object under `key`; without one there is nothing to do.
+
+        Raises:
+            Unavailable: if the storage does not answer.
+        """
+        try:
+            await self.outbound.call(lambda: self._remove(key))
+        except (*_FAILURES, TimeoutError) as error:
+            raise Unavailable("Object storage does not answer right now; try again.", code="storage_down") from error
 
     async def get(self, key: str) -> bytes:
         """Return the bytes under `key`.
@@ -64,7 +93,7 @@ class Storage:
         """
         try:
             content = await self.outbound.call(lambda: self._fetch(key))
-        except (BaseError, OSError, TimeoutError) as error:
+        except (*_FAILURES, TimeoutError) as error:
             raise Unavailable("Object storage does not answer right now; try again.", code="storage_down") from error
         if content is None:
             raise NotFound("There is no such object.")
@@ -80,6 +109,10 @@ class Storage:
         if self._folder:
             return f"{self._public_url}{LINK_PATH}/{self._signer.sign([key, int(now) + self._link_seconds])}"
         return str(await obstore.sign_async(self._store, "GET", key, timedelta(seconds=self._link_seconds)))
+
+    async def _remove(self, key: str) -> None:
+        with suppress(FileNotFoundError):  # a folder says so, a bucket does not
+            await obstore.delete_async(self._store, key)
 
     async def _fetch(self, key: str) -> bytes | None:
         try:

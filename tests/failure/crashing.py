@@ -16,6 +16,7 @@ from app.domain.catalog.service import Catalog
 from app.domain.orders.invoicing import Invoices
 from app.domain.orders.mail import Mail
 from app.domain.payments.service import Payments
+from app.domain.reports.jobs import Jobs
 from app.domain.reports.service import Reports
 from workers import main, relay
 from workers.broker import Publisher
@@ -97,6 +98,7 @@ if __name__ == "__main__":
     if sys.argv[1] == "worker":
         for armed_effect, room in EFFECTS.items():
             arm(armed_effect, room)
+        arm("jobs.advance", Jobs)
         arm_start()
         main.run_worker()
     else:

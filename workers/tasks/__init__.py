@@ -1,7 +1,7 @@
 """All tasks and chores of the workers; `workers/relay.py` says which events the tasks follow."""
 
 from workers.task import Task
-from workers.tasks import confirmed, orders, upkeep
+from workers.tasks import confirmed, orders, reports, upkeep
 from workers.tasks.upkeep import Chore
 
 TASKS: tuple[Task, ...] = (
@@ -16,9 +16,10 @@ TASKS: tuple[Task, ...] = (
     confirmed.confirm_order,
     confirmed.confirm_cancellation,
     confirmed.record_sale,
+    reports.make_report,
     upkeep.forget_sessions,
     upkeep.end_sessions,
     upkeep.refresh_profile,
 )
 
-CHORES: tuple[Chore, ...] = (upkeep.sweep_directory, upkeep.reconcile_payments, upkeep.purge)
+CHORES: tuple[Chore, ...] = (upkeep.sweep_directory, upkeep.reconcile_payments, upkeep.purge, upkeep.purge_jobs)

@@ -28,6 +28,8 @@ log = logger(__name__)
 
 # Rows that go in one transaction: milliseconds of locks, and few enough for one statement's parameters.
 PURGE_BATCH = 1000
+# Jobs whose results go in one round, one call of the object storage each.
+PURGE_JOBS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +172,16 @@ async def purge(resources: Resources) -> None:
                     break
             if deleted:
                 log.info("purged", shard=shard.number, table=kept.table.name, rows=deleted)
+
+
+@chore("upkeep.purge_jobs", seconds=600.0)
+async def purge_jobs(resources: Resources) -> None:
+    """Fail the jobs that nobody will end, and delete those that were kept long enough, with their results."""
+    failed = await resources.jobs.fail_overdue()
+    if failed:
+        log.error("jobs are overdue", jobs=failed)
+    while await resources.jobs.purge(PURGE_JOBS) == PURGE_JOBS:
+        pass
 
 
 async def _delete(resources: Resources, shard: int, kept: Kept) -> int:
