@@ -179,6 +179,19 @@ def seed() -> None:
         seeding.run()
 
 
+@cli.command(rich_help_panel="Operations")
+def check(
+    *,
+    instances: Annotated[int, typer.Option(envvar="INSTANCES", min=1, help="API processes.")] = 2,
+    surge: Annotated[int, typer.Option(min=0, help="New instances beside the old ones in a roll-out.")] = 1,
+    workers: Annotated[int, typer.Option(envvar="WORKERS", min=0, help="Worker processes.")] = 1,
+    relays: Annotated[int, typer.Option(envvar="RELAYS", min=0, help="Outbox relays.")] = 1,
+) -> None:
+    """Ask every database server whether a fleet of this size fits its connections; the exit code is 1 if not."""
+    with _operating() as operations:
+        raise typer.Exit(operations.check(instances, surge, workers, relays))
+
+
 @letters.command("list")
 def list_letters(
     *, everything: Annotated[bool, typer.Option("--all", help="Show those that were replayed, too.")] = False

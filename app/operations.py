@@ -16,6 +16,7 @@ from app.core.settings import load_settings
 from app.core.telemetry import configure_logging
 from app.domain.payments.reconciliation import ON_ITS_WAY
 from app.domain.payments.reconciliation import reconcile as compare
+from app.scaling import budget, dialect
 from app.scaling.deadletters import DeadLetter
 from app.wiring import Resources, open_resources
 from workers.task import Outcome
@@ -46,6 +47,27 @@ def reconcile(hours: float) -> int:
         return FOUND_SOMETHING if found.differences else DONE
 
     return _with_resources(work)
+
+
+def check(instances: int, surge: int, workers: int, relays: int) -> int:
+    """Print what each server allows and what a fleet of that size may open on it; 1 if anything does not fit."""
+    settings = load_settings()
+    fleet = budget.Fleet(instances, surge, workers * settings.workers.concurrency, relays)
+    try:
+        servers = asyncio.run(budget.ask(settings.database))
+    except dialect.ERRORS as error:
+        typer.echo(f"A server does not answer ({type(error).__name__}); nothing can be said without it.", err=True)
+        return FOUND_SOMETHING
+    each = budget.most_of_a_process(settings.database)
+    wrong: list[str] = []
+    for name, limits in servers:
+        typer.echo(f"{name}: {fleet.processes} x {each} = {fleet.processes * each} of {limits.connections} connections")
+        wrong += budget.misfits(name, limits, fleet, settings.database)
+    if settings.database.pooler == "transaction":
+        typer.echo(f"PgBouncer: max_client_conn must be at least {fleet.processes * each * len(servers)}.")
+    for sentence in wrong:
+        typer.echo(sentence, err=True)
+    return FOUND_SOMETHING if wrong else DONE
 
 
 def run_chore(name: str) -> int:

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.core.settings import DatabaseSettings
 from app.scaling.dialect import mariadb, postgresql
-from app.scaling.dialect.answers import State, Trouble
+from app.scaling.dialect.answers import Limits, State, Trouble
 from app.scaling.dialect.statements import (
     Rows,
     begins_with,
@@ -29,6 +29,7 @@ from app.scaling.dialect.statements import (
 __all__ = [
     "ERRORS",
     "LOCK_TIMEOUT",
+    "Limits",
     "Rows",
     "State",
     "Trouble",
@@ -44,6 +45,7 @@ __all__ = [
     "inserts_together",
     "is_fenced",
     "json_contains",
+    "limits",
     "logical_shard_of",
     "match_rank",
     "matches",
@@ -86,6 +88,9 @@ class Engine(Protocol):
 
     def insert_together(self, first: Rows, others: Sequence[Rows]) -> Executable | None:
         """See `insert_together` below."""
+
+    async def limits(self, driver_connection: Any) -> Limits:
+        """See `limits` below."""
 
     async def state(self, driver_connection: Any) -> State:
         """See `state` below."""
@@ -172,6 +177,11 @@ def insert_together(url: str, first: Rows, others: Sequence[Rows] = ()) -> Execu
 def inserts_together(url: str) -> bool:
     """Say whether the engine at `url` has such a statement."""
     return _at(url).INSERTS_TOGETHER
+
+
+async def limits(driver_connection: Any) -> Limits:
+    """Ask a server how many connections and how much time it allows the role of this connection."""
+    return await _behind(driver_connection).limits(driver_connection)
 
 
 async def state(driver_connection: Any) -> State:

@@ -24,6 +24,19 @@ class State:
     history: int
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a server allows whoever asks.
+
+    Attributes:
+        connections: how many may be open together, those kept for administrators not counted.
+        endless: the time limits that it lacks, each with what sets it.
+    """
+
+    connections: int
+    endless: tuple[tuple[str, str], ...]
+
+
 class Trouble(Enum):
     """Why a statement failed with which nothing is wrong."""
 

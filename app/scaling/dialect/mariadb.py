@@ -26,7 +26,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from app.core import wire
 from app.core.settings import DatabaseSettings
 from app.scaling.dialect import mariadb_sql
-from app.scaling.dialect.answers import State, Trouble
+from app.scaling.dialect.answers import Limits, State, Trouble
 from app.scaling.dialect.statements import Rows
 
 DRIVER_ERRORS: tuple[type[Exception], ...] = (MySQLError,)
@@ -40,6 +40,8 @@ _SESSION = f"time_zone = '+00:00', sql_mode = '{_SQL_MODE}', session_track_syste
 _SESSION_STATE_CHANGED = 0x4000  # in a server's answer; pymysql has no name for it
 # A name and a value, each behind its length; nine characters are a tab.
 _LAST_GTID = re.compile(rb"\tlast_gtid.\d+-\d+-(\d+)", re.DOTALL)
+_TIME_LIMITS = ("max_statement_time", "idle_transaction_timeout")
+_LIMITS = f"SELECT @@max_connections AS connections, {', '.join(f'@@{name} AS {name}' for name in _TIME_LIMITS)}"
 _STATE = "SELECT @@gtid_current_pos AS position, @@gtid_domain_id AS domain, @@read_only AS is_replica"
 
 
@@ -204,6 +206,13 @@ async def commit_position(driver_connection: Connection) -> int:
 
 def insert_together(_first: Rows, _others: Sequence[Rows]) -> None:
     """Return nothing: an insert is no part of another statement here."""
+
+
+async def limits(driver_connection: Connection) -> Limits:
+    """Ask a server what it allows; one more connection is kept for an administrator."""
+    (row,) = await rows(driver_connection, _LIMITS)
+    endless = [(name, f"SET GLOBAL {name} sets it") for name in _TIME_LIMITS if not float(row[name])]
+    return Limits(int(row["connections"]), tuple(endless))
 
 
 async def state(driver_connection: Connection) -> State:

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from app.core import wire
 from app.core.settings import DatabaseSettings
-from app.scaling.dialect.answers import State, Trouble
+from app.scaling.dialect.answers import Limits, State, Trouble
 from app.scaling.dialect.statements import Rows
 
 # Where a server may not read its receiver's state (that takes `pg_read_all_stats`) it cannot say which history it
@@ -32,6 +32,16 @@ _STATE = """
 """
 _PRIMARY_POSITION = "SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn"
 
+_LIMITS = """
+    SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+               - coalesce(current_setting('reserved_connections', true)::int, 0) AS connections,
+           ARRAY(SELECT name FROM pg_settings WHERE setting = '0' AND name = ANY ($1)) AS endless
+"""
+# The last one comes with each connection, unless a pooler hands them out.
+_TIME_LIMITS = ["statement_timeout", "idle_in_transaction_session_timeout", "lock_timeout"]
+
+# asyncpg's own default: of the statements that go past SQLAlchemy there are three.
+STATEMENTS_KEPT = 100
 INSERTS_TOGETHER = True
 
 # The internal error is what asyncpg makes of a server that hangs up in the middle of the connection's first steps, as
@@ -47,7 +57,8 @@ def create_engine(
     url: str, settings: DatabaseSettings, *, autocommit: bool, name: str, lock_timeout: int
 ) -> AsyncEngine:
     """Return an engine of `postgresql://…`."""
-    server_settings = {} if autocommit else {"lock_timeout": str(lock_timeout)}
+    pooled = settings.pooler == "transaction"
+    server_settings = {} if autocommit or pooled else {"lock_timeout": str(lock_timeout)}
 
     async def open_connection() -> asyncpg.Connection:
         try:
@@ -56,9 +67,12 @@ def create_engine(
             # Nobody answered the door. A statement that takes too long is another matter.
             raise ConnectionError("the server did not accept the connection in time") from error
 
+    # Prepared statements stay on the connection of the server that prepared them, and the next one may meet another
+    # connection behind a pooler: there each is unnamed, and sent whole.
+    unprepared = {"prepared_statement_cache_size": 0, "prepared_statement_name_func": str} if pooled else {}
     engine = create_async_engine(
         "postgresql+asyncpg://",
-        async_creator=open_connection,
+        connect_args={"async_creator_fn": open_connection, **unprepared},
         isolation_level="AUTOCOMMIT" if autocommit else "READ COMMITTED",
         hide_parameters=True,  # an error goes to the log; what was bound may be personal
         pool_size=settings.connections,
@@ -99,6 +113,7 @@ async def connect(
     """Open one connection."""
     return await asyncpg.connect(
         url,
+        statement_cache_size=0 if settings.pooler == "transaction" else STATEMENTS_KEPT,
         timeout=settings.connect_timeout,
         command_timeout=patience,
         server_settings={"application_name": f"scaleout {name}"} | server_settings,
@@ -139,6 +154,13 @@ def _together(names: tuple[tuple[str, tuple[str, ...]], ...]) -> TextClause:
     inserts[1:] = [f"{insert} WHERE EXISTS (SELECT FROM part0)" for insert in inserts[1:]]
     parts = ", ".join(f"part{number} AS ({insert})" for number, insert in enumerate(inserts))
     return text(f"WITH {parts} SELECT count(*) AS inserted FROM part0")  # noqa: S608  # the same
+
+
+async def limits(driver_connection: asyncpg.Connection) -> Limits:
+    """Ask a server what it allows."""
+    row = await driver_connection.fetchrow(_LIMITS, _TIME_LIMITS)
+    endless = tuple((name, f"ALTER ROLE … SET {name} sets it") for name in row["endless"])
+    return Limits(row["connections"], endless)
 
 
 async def state(driver_connection: asyncpg.Connection) -> State:
