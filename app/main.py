@@ -13,6 +13,7 @@ from typing import Any
 from fastapi import FastAPI
 from sqlalchemy import String, column, select, table
 from sqlalchemy.exc import ProgrammingError
+from starlette.types import Receive, Scope, Send
 
 from app.api import (
     admin,
@@ -29,6 +30,7 @@ from app.api import (
     reports,
     sessions,
 )
+from app.api.hotpath import HotPath
 from app.core.errors import Unavailable
 from app.core.settings import Settings, load_settings
 from app.core.telemetry import configure_logging
@@ -52,6 +54,19 @@ ROUTERS = (
     admin.router,
     documentation.router,
 )
+
+
+class Service(FastAPI):
+    """One instance: the hot path answers what it can before anything of FastAPI begins, and passes the rest on."""
+
+    def __init__(self, settings: Settings, **options: Any) -> None:
+        super().__init__(**options)
+        self._hot = HotPath(super().__call__, settings)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or the lifespan."""
+        scope["app"] = self
+        await self._hot(scope, receive, send)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -81,7 +96,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 resources.lifecycle.enter(Phase.DRAINING)
         resources.lifecycle.enter(Phase.STOPPED)
 
-    app = FastAPI(
+    app = Service(
+        chosen,
         title="scaleout",
         version="1",
         # `documentation` serves both, without assets from elsewhere.

@@ -9,6 +9,7 @@ from collections.abc import Callable, MutableMapping
 from time import perf_counter
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import UUID
 
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
@@ -27,7 +28,7 @@ from app.api.exchange import (
     resources_of,
     session_cookie,
 )
-from app.api.hotpath import HotPath, admission_of
+from app.api.hotpath import admission_of
 from app.api.security import CONTENT_POLICY, VARY, fixed_headers
 from app.api.turnstile import Turnstile
 from app.core import context
@@ -46,11 +47,9 @@ _EXEMPT = ("/health", "/metrics", "/docs", "/openapi.json")
 
 
 def layers(settings: Settings) -> list[Middleware]:
-    """Return the middleware in order, the outermost first."""
+    """Return the middleware in order, the outermost first; around them all is the hot path, `HotPath`."""
     return [
-        # Before everything, because it does without the rest where it can.
-        Middleware(HotPath, settings=settings),
-        # Next, because it writes what all others raise, and times, logs and counts them.
+        # First, because it writes what all others raise, and times, logs and counts them.
         Middleware(RequestEdge, settings=settings),
         # Before anything that costs something: a body that is too long is refused unread.
         Middleware(BodyLimit, limit=settings.service.body_limit),
@@ -96,9 +95,9 @@ class RequestEdge:
             # A stream lasts as long as somebody listens: what it took to answer is the time to its first byte.
             ended = outgoing.begun_at if exchange.streamed else perf_counter()
             metrics.record(scope, method, outgoing.status, outgoing.headers, ended - started)
-            who = {"request_id": work.request_id}
+            who: dict[str, str | UUID] = {"request_id": work.request_id}
             if work.profile_id is not None:
-                who["profile_id"] = str(work.profile_id)
+                who["profile_id"] = work.profile_id
             what = {"method": method, "route": metrics.template_of(scope), "status": outgoing.status}
             request_finished({**who, **what, "duration_ms": round((perf_counter() - started) * 1000, 2)})
 

@@ -116,7 +116,7 @@ def request_finished(fields: dict[str, Any]) -> None:
     if _lines:
         _lines[0].add(fields)
     else:
-        logger("app.request").info("request", **fields)
+        logger("app.request").info("request", **{name: str(value) for name, value in fields.items()})
 
 
 def _work(_logger: Any, _name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

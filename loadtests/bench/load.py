@@ -19,8 +19,9 @@ import uvloop
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Requests in a second, and latencies in milliseconds."""
+    """Requests in all and in a second, and latencies in milliseconds."""
 
+    requests: int
     rate: float
     p50: float
     p99: float
@@ -112,7 +113,8 @@ async def measure(url: str, token: str, connections: int, seconds: float) -> Mea
         connection.begin(started + seconds)
     await asyncio.gather(*(connection.done for connection in made))
     percentiles = statistics.quantiles(latencies, n=100)
-    return Measured(len(latencies) / (perf_counter() - started), percentiles[49] * 1000, percentiles[98] * 1000)
+    rate = len(latencies) / (perf_counter() - started)
+    return Measured(len(latencies), rate, percentiles[49] * 1000, percentiles[98] * 1000)
 
 
 if __name__ == "__main__":

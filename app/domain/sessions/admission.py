@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from time import monotonic
+from functools import lru_cache
+from time import monotonic, time
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -138,11 +139,11 @@ class Admissions:
 
     def at_hand(self, token: str) -> Admission | None:
         """Return the admission of a caller whose session and permits are here, without asking anybody; else None."""
-        parts = read_token(token)
-        if parts is None:
+        names = _names_of(token)
+        if names is None:
             return None
-        session: Session | None = self._near.get(name_of(*parts))
-        lease = self._leases.get(str(parts[0]))
+        session: Session | None = self._near.get(names.session)
+        lease = self._leases.get(names.subject)
         if session is None or lease is None or lease.permits < 1:
             return None
         now = monotonic()
@@ -152,8 +153,8 @@ class Admissions:
 
     def known(self, token: str) -> UUID | None:
         """Return whose token this is if the session is here, without asking anybody; None says nothing."""
-        parts = read_token(token)
-        return parts[0] if parts is not None and self._near.get(name_of(*parts)) is not None else None
+        names = _names_of(token)
+        return names.profile_id if names is not None and self._near.get(names.session) is not None else None
 
     async def admit(self, token: str, value: str | None = None) -> Admission | None:
         """Return the admission of the caller, in one round trip.
@@ -166,15 +167,15 @@ class Admissions:
             None, with nothing counted, if Redis does not know the session or is down, or the session's copy has to be
             told that it is in use: then `Sessions.find` knows.
         """
-        parts = read_token(token)
-        if parts is None:
+        names = _names_of(token)
+        if names is None:
             return None
-        profile_id, key = parts
-        name, subject = name_of(profile_id, key), str(profile_id)
-        asked_at, moment, epoch = monotonic(), datetime.now(UTC), self._near.epoch
+        subject = names.subject
+        asked_at, moment, epoch = monotonic(), time(), self._near.epoch
+        fresh, now = _moments(int(moment))
         lease = self._leases.get(subject)
         wanted = self._wanted(lease, asked_at)
-        keys = [name, positions.name_of(profile_id), f"limit:profile:{{{subject}}}"]
+        keys = [names.session, names.positions, names.limit]
         aside: asyncio.Future[Any] | None = None
         try:
             if value is not None:
@@ -182,9 +183,7 @@ class Admissions:
                     keys.append(value)
                 else:
                     aside = self._values.ask(value, "GET", value)
-            answer: Any = await self._pipe.run(
-                self._script, keys, [self._idle, _text(moment - SEEN_EVERY), _text(moment), wanted]
-            )
+            answer: Any = await self._pipe.run(self._script, keys, (self._idle, fresh, now, wanted))
         except RedisDown:
             return None
         if not answer:
@@ -193,7 +192,7 @@ class Admissions:
         if aside is not None:
             with suppress(RedisDown):  # then it is not there
                 held = await aside
-        session = load(profile_id, key, raw)
+        session = load(names.profile_id, names.key, raw)
         policy = self._tiers.get(session.tier, self._default)
         if not permits:
             RATE_LIMITED.labels(policy.name).inc()
@@ -208,8 +207,8 @@ class Admissions:
         self._leases.move_to_end(subject)
         if len(self._leases) > MOST_LEASES:
             self._leases.popitem(last=False)
-        seconds = min(KEPT_SECONDS, (session.expires_at - moment).total_seconds())
-        self._near.keep(name, session, epoch, seconds)
+        seconds = min(KEPT_SECONDS, session.expires_at.timestamp() - moment)
+        self._near.keep(names.session, session, epoch, seconds)
         return Admission(session, verdict, held, reached)
 
     def _wanted(self, lease: _Lease | None, now: float) -> int:
@@ -238,6 +237,31 @@ def _ceil(seconds: float) -> int:
     return max(1, -int(-seconds // 1))
 
 
-def _text(moment: datetime) -> str:
-    # As `dump` writes moments, so that the script can compare them as text.
-    return moment.replace(tzinfo=None).isoformat() + "Z"
+class _Names(NamedTuple):
+    """What follows from a token: whose it is, and the names of all that Redis knows of them."""
+
+    profile_id: UUID
+    key: str
+    subject: str
+    session: str
+    positions: str
+    limit: str
+
+
+# Of the callers of the last moments; hashing a token and writing six names costs more than the rest of an admission.
+@lru_cache(maxsize=4096)
+def _names_of(token: str) -> _Names | None:
+    parts = read_token(token)
+    if parts is None:
+        return None
+    profile_id, key = parts
+    subject = str(profile_id)
+    limit = f"limit:profile:{{{subject}}}"
+    return _Names(profile_id, key, subject, name_of(profile_id, key), positions.name_of(profile_id), limit)
+
+
+@lru_cache(maxsize=2)
+def _moments(second: int) -> tuple[str, str]:
+    """Return how fresh `seen` must be and the present, to the second, as the script compares them with `dump`'s."""
+    now = datetime.fromtimestamp(second, UTC).replace(tzinfo=None)
+    return f"{(now - SEEN_EVERY).isoformat()}Z", f"{now.isoformat()}Z"
