@@ -56,6 +56,8 @@ def _number_of_shards(value: object) -> int:
 
 letters = typer.Typer(help="Tasks that were given up: look at them, send them once more.", no_args_is_help=True)
 cli.add_typer(letters, name="dead-letters", rich_help_panel="Operations")
+shards = typer.Typer(help="Where profiles are: look at the map, move parts of it.", no_args_is_help=True)
+cli.add_typer(shards, name="shards", rich_help_panel="Operations")
 Letter = Annotated[UUID, typer.Argument(help="A dead letter's id, as `scaleout dead-letters list` shows it.")]
 
 
@@ -219,6 +221,30 @@ def replay_letters(
         _fail("Name one dead letter, or say --all.")
     with _operating() as operations:
         raise typer.Exit(operations.replay_dead_letters(letter))
+
+
+@shards.command("list")
+def list_shards() -> None:
+    """Show which shard holds which of the 1024 logical shards."""
+    with _operating() as operations:
+        raise typer.Exit(operations.list_shards())
+
+
+@shards.command("move")
+def move_shards(
+    place: Annotated[str, typer.Argument(metavar="RANGE", help="Logical shards, like 512-767.", show_default=False)],
+    *,
+    to: Annotated[int, typer.Option(help="The shard that takes them, counted from 0.")],
+) -> None:
+    """Move logical shards to another shard while everything goes on; cut off, run it again and it goes on."""
+    from app.scaling.sharding import parse_range  # noqa: PLC0415
+
+    try:
+        first, last = parse_range(place)
+    except ValueError as error:
+        _fail(str(error))
+    with _operating() as operations:
+        raise typer.Exit(operations.move_shards(first, last, to))
 
 
 @cli.command("run", rich_help_panel="Operations")

@@ -18,6 +18,8 @@ from app.domain.payments.reconciliation import ON_ITS_WAY
 from app.domain.payments.reconciliation import reconcile as compare
 from app.scaling import budget, dialect
 from app.scaling.deadletters import DeadLetter
+from app.scaling.live_map import ranges_in_words
+from app.scaling.mover import Mover
 from app.wiring import Resources, open_resources
 from workers.task import Outcome
 from workers.tasks import CHORES
@@ -129,6 +131,34 @@ def replay_dead_letters(letter_id: UUID | None) -> int:
             tell(await resources.dead_letters.replay(letter_id))
         else:
             typer.echo(f"{await resources.dead_letters.replay_all(tell)} replayed.", err=True)
+        return DONE
+
+    return _with_resources(work)
+
+
+def list_shards() -> int:
+    """Print the shards with the logical shards that they hold, and the move that is under way."""
+
+    async def work(resources: Resources) -> int:
+        places = await resources.database.map.now()
+        typer.echo(f"epoch {places.epoch}")
+        for shard in resources.database.shards:
+            typer.echo(f"shard {shard.number}: {ranges_in_words(places.held_by(shard.number))}")
+        if places.move is not None:
+            moving = ranges_in_words((places.move.place,))
+            typer.echo(f"moving {moving} from {places.move.place.shard} to {places.move.target}: {places.move.phase}")
+        return DONE
+
+    return _with_resources(work)
+
+
+def move_shards(first: int, last: int, target: int) -> int:
+    """Move a range of logical shards to another shard, and say what happens."""
+
+    async def work(resources: Resources) -> int:
+        mover = Mover(resources.database, resources.settings.service.request_deadline, typer.echo)
+        count = await mover.move(first, last, target)
+        typer.echo(f"{count} logical shards moved." if count else f"Shard {target} holds all of them already.")
         return DONE
 
     return _with_resources(work)

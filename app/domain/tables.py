@@ -7,9 +7,10 @@ from app.domain.profiles import tables as _profiles
 from app.domain.reports import tables as _reports
 from app.domain.sessions import tables as _sessions
 from app.scaling import idempotency as _idempotency
+from app.scaling import mover as _mover
 from app.scaling import outbox as _outbox
 from app.scaling.database import metadata
 
-ROOMS = (_catalog, _orders, _payments, _profiles, _reports, _sessions, _idempotency, _outbox)
+ROOMS = (_catalog, _orders, _payments, _profiles, _reports, _sessions, _idempotency, _mover, _outbox)
 
 __all__ = ["ROOMS", "metadata"]

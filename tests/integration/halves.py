@@ -8,18 +8,21 @@ import json
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
-import asyncpg
 import pytest
 from conftest import settings_from
+from engines import ask
 from quiet import ENVIRONMENT, database_on, url_of
+from sqlalchemy import insert
 
 from app.core.ids import LOGICAL_SHARDS, logical_shard
 from app.core.settings import Settings
 from app.domain.profiles.rules import NewProfile, Profile
+from app.domain.profiles.tables import profiles
 from app.wiring import Resources, open_resources
 from deploy.local.cluster import Cluster
 from migrations import runner
@@ -41,12 +44,7 @@ class Halves:
 
     async def sql(self, shard: int, statement: str, *arguments: Any) -> list[Any]:
         """Run a statement as superuser on a shard."""
-        connection = await asyncpg.connect(self.urls[shard])
-        try:
-            rows: list[Any] = await connection.fetch(statement, *arguments)
-        finally:
-            await connection.close()
-        return rows
+        return await ask(self.urls[shard], statement, *arguments)
 
     async def sign_up(self, half: int, name: str = "Somebody", instance: Resources | None = None) -> Profile:
         """Sign somebody up whose id falls into the lower or the upper half of the logical shards."""
@@ -55,6 +53,23 @@ class Halves:
             profile = await (instance or self.one).profiles.sign_up(new)
             if logical_shard(profile.id) // HALF == half:
                 return profile
+
+    async def put(self, identifier: UUID, name: str, instance: Resources | None = None) -> None:
+        """Insert a profile as it is, without the work of a sign-up."""
+        now = datetime.now(UTC)
+        async with (instance or self.one).database.writer(identifier) as writer:
+            await writer.run(
+                insert(profiles).values(
+                    profile_id=identifier,
+                    name=name,
+                    tier="free",
+                    role="member",
+                    attributes={},
+                    version=1,
+                    created_at=now,
+                    updated_at=now,
+                )
+            )
 
 
 @pytest.fixture(scope="session")

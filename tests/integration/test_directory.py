@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -33,8 +34,8 @@ async def rows_of(halves: Halves, new: NewProfile) -> list[UUID]:
 
 async def age(halves: Halves, profile_id: UUID) -> None:
     """Let the time pass after which a sign-up is given up."""
-    statement = "UPDATE email_directory SET reserved_at = reserved_at - $1::interval WHERE profile_id = $2"
-    await halves.sql(0, statement, directory.ABANDONED_AFTER * 2, profile_id)
+    statement = "UPDATE email_directory SET reserved_at = $1 WHERE profile_id = $2"
+    await halves.sql(0, statement, datetime.now(UTC) - directory.ABANDONED_AFTER * 2, profile_id)
 
 
 async def test_of_many_sign_ups_of_one_address_on_two_instances_and_shards_one_wins_and_leaves_nothing_of_the_others(

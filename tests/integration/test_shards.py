@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -13,11 +13,10 @@ from halves import HALF, Halves, on_half
 from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
-from sqlalchemy import Uuid, insert, literal, select
+from sqlalchemy import Uuid, literal, select
 
 from app.core.ids import LOGICAL_SHARDS, logical_shard
 from app.core.settings import SettingsError
-from app.domain.profiles.tables import profiles
 from app.scaling import outbox
 from app.scaling.dialect import logical_shard_of
 from app.wiring import Resources
@@ -26,24 +25,6 @@ from migrations import runner
 pytest_plugins = ("halves", "quiet")
 
 START = 1_760_000_000_000  # milliseconds since 1970; later ones sort later
-
-
-async def put(instance: Resources, identifier: UUID, name: str) -> None:
-    """Insert a profile as it is, without the work of a sign-up."""
-    now = datetime.now(UTC)
-    async with instance.database.writer(identifier) as writer:
-        await writer.run(
-            insert(profiles).values(
-                profile_id=identifier,
-                name=name,
-                tier="free",
-                role="member",
-                attributes={},
-                version=1,
-                created_at=now,
-                updated_at=now,
-            )
-        )
 
 
 async def page(instance: Resources, prefix: str, limit: int, cursor: str | None) -> dict[str, Any]:
@@ -71,7 +52,7 @@ async def test_pages_over_two_shards_show_each_profile_once_in_order_while_other
     for half, later in there:
         moment += later
         expected.append(on_half(half, moment))
-        await put(halves.one, expected[-1], f"{mark} there")
+        await halves.put(expected[-1], f"{mark} there")
     shown: list[str] = []
     cursor = None
     while True:
@@ -84,7 +65,7 @@ async def test_pages_over_two_shards_show_each_profile_once_in_order_while_other
         if late:
             half, later = late.pop()
             moment += 1 + later
-            await put(halves.one, on_half(half, moment), f"{mark} late")
+            await halves.put(on_half(half, moment), f"{mark} late")
     assert shown == [str(identifier) for identifier in sorted(expected, reverse=True)]
 
 
@@ -103,7 +84,7 @@ async def test_relays_reconciliation_and_dead_letters_look_at_every_shard(halves
     told = [await halves.sign_up(half) for half in (0, 1)]
     for shard in (0, 1):
         async with halves.one.database.writer_of(shard) as writer:
-            messages = await outbox.claim(writer, batch=100, lease=timedelta(seconds=60))
+            messages = await outbox.claim(writer, batch=10_000, lease=timedelta(seconds=60))
             claimed |= {message.profile_id for message in messages}
             for message in messages:
                 if message.profile_id in {profile.id for profile in told}:
