@@ -44,7 +44,7 @@ class Halves:
 
     async def sql(self, shard: int, statement: str, *arguments: Any) -> list[Any]:
         """Run a statement as superuser on a shard."""
-        return await ask(self.urls[shard], statement, *arguments)
+        return await ask(self.urls[shard], statement, arguments=arguments)
 
     async def sign_up(self, half: int, name: str = "Somebody", instance: Resources | None = None) -> Profile:
         """Sign somebody up whose id falls into the lower or the upper half of the logical shards."""
