@@ -24,6 +24,7 @@ PASSWORD = "a long enough pass phrase"
 ENVIRONMENT = {
     "RATE_LIMIT_ANONYMOUS": "100000/minute",
     "RATE_LIMIT_FREE": "100000/hour",
+    "RATE_LIMIT_ENTERPRISE": "100000/hour",
     "RATE_LIMIT_SIGN_IN": "100000/minute",
     "WORKER_STALE_AFTER": "5",
 }

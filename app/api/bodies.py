@@ -13,9 +13,12 @@ from typing import Any, NoReturn
 from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
+from starlette.types import Scope
 
 from app.core.errors import FieldError, Invalid
 
+FIXED = frozenset({"me", "search"})  # paths that stand where other routes have an id
 DEEPEST = 16  # levels; the deepest body of this API has four
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
@@ -42,7 +45,14 @@ class JsonRequest(Request):
 
 
 class JsonRoute(APIRoute):
-    """A route that takes its body, if it has one, as strict JSON."""
+    """A route that takes its body, if it has one, as strict JSON, and no fixed name of a sibling for an id."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Leave a sibling's path to the sibling: what it lacks is 405, not a bad id. Starlette's method."""
+        match, child = super().matches(scope)
+        if not FIXED.isdisjoint(map(str, child.get("path_params", {}).values())):
+            return Match.NONE, {}
+        return match, child
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Read the body strictly, then go on as every route does. See FastAPI, "Custom Request and APIRoute class"."""

@@ -76,7 +76,13 @@ async def _own_profile(
 
 async def _version(
     if_match: Annotated[
-        str | None, Header(alias="If-Match", description="The ETag that you have read.", examples=['"v1"'])
+        str | None,
+        Header(
+            alias="If-Match",
+            description="The ETag that you have read.",
+            examples=['"v1"'],
+            json_schema_extra={"pattern": r'^"v[0-9]{1,9}(-[0-9]{1,18})?"$'},
+        ),
     ] = None,
 ) -> int:
     return version_from(if_match)
@@ -89,6 +95,7 @@ async def _idempotency_key(
             alias="Idempotency-Key",
             description="Your name for this request, 1 to 255 visible ASCII characters: sent again, it happens once.",
             examples=["order-2026-11-21-0001"],
+            json_schema_extra={"pattern": "^[!-~]{1,255}$"},
         ),
     ] = None,
 ) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 
-from app.api.problems import Problem
+from app.api.problems import Problem, responses
 from app.api.representations import CACHING, written
 
 router = APIRouter(include_in_schema=False)
@@ -140,9 +140,20 @@ def _describe(app: FastAPI) -> dict[str, Any]:
     components["Problem"] = problem
     for unused in ("HTTPValidationError", "ValidationError"):  # FastAPI's own error, which this API never sends
         components.pop(unused, None)
+    # The balancer's answers; it knows no operations, so they are those of every one.
+    too_long = {str(status): response for status, response in responses(414, 431).items()}
     for item in described["paths"].values():
         for operation in item.values():
+            operation["responses"] |= too_long
             for parameter in operation.get("parameters", ()):
                 # Optional to the framework, because a missing one has an error of its own and not the validation's.
                 parameter["required"] = parameter["required"] or parameter["name"] in {"Idempotency-Key", "If-Match"}
+                parameter["schema"] = _without_null(parameter["schema"])
     return described
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a parameter that may be left out: nobody can write null in an address or a header."""
+    types = [one for one in schema.get("anyOf", ()) if one != {"type": "null"}]
+    rest = {name: value for name, value in schema.items() if name != "anyOf"}
+    return {**types[0], **rest} if len(types) == 1 else schema

@@ -89,7 +89,12 @@ async def _places(request: Request) -> Places:
 async def _last_event_id(
     given: Annotated[
         str | None,
-        Header(alias="Last-Event-ID", description="The `id` of the last event that you have.", examples=["2"]),
+        Header(
+            alias="Last-Event-ID",
+            description="The `id` of the last event that you have.",
+            examples=["2"],
+            json_schema_extra={"pattern": f"^[0-9]{{1,{LONGEST_ID}}}$"},
+        ),
     ] = None,
 ) -> int:
     if not given:  # a browser that has seen none sends none, some libraries an empty one

@@ -151,7 +151,12 @@ async def listed(
     ] = None,
     attribute: Annotated[
         str | None,
-        Query(max_length=322, description="Profiles with this attribute.", examples=["language:en"]),
+        Query(
+            max_length=322,
+            description="Profiles with this attribute.",
+            examples=["language:en"],
+            json_schema_extra={"pattern": "^[^:]+:"},
+        ),
         QueryText,
     ] = None,
     limit: PageLimit = 20,
