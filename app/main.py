@@ -31,6 +31,7 @@ from app.api import (
     sessions,
 )
 from app.api.hotpath import HotPath
+from app.api.limits import Limits
 from app.core.errors import Unavailable
 from app.core.settings import Settings, load_settings
 from app.core.telemetry import configure_logging
@@ -108,6 +109,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         middleware=middleware.layers(chosen),
     )
+    app.state.limiter = Limits(chosen.rates)
     problems.install(app)
     for router in ROUTERS:
         app.include_router(router)

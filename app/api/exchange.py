@@ -54,17 +54,6 @@ class Exchange:
         self.work.deadline = None
         self.timeout.reschedule(asyncio.get_running_loop().time() + seconds)
 
-    def judged(self, verdict: Verdict) -> None:
-        """Note what a limit said; of several the one that is nearest to refusing is worth telling.
-
-        Raises:
-            RateLimited: if the request does not fit.
-        """
-        if self.verdict is None or not verdict.allowed or verdict.remaining < self.verdict.remaining:
-            self.verdict = verdict
-        if not verdict.allowed:
-            raise verdict.error()
-
 
 def begin(scope: Scope, exchange: Exchange) -> None:
     """Attach `exchange` to the request."""

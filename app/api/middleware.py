@@ -29,6 +29,7 @@ from app.api.exchange import (
     session_cookie,
 )
 from app.api.hotpath import admission_of
+from app.api.limits import Exceeded, judge, limits_of
 from app.api.security import CONTENT_POLICY, VARY, fixed_headers
 from app.api.turnstile import Turnstile
 from app.core import context
@@ -37,7 +38,6 @@ from app.core.settings import Settings
 from app.core.signing import BadSignature
 from app.core.telemetry import logger, request_finished
 from app.domain.sessions.rules import Session
-from app.scaling.ratelimit import Policy, tiers_of
 
 log = logger(__name__)
 
@@ -108,6 +108,10 @@ class RequestEdge:
             if outgoing.begun:
                 raise
             await problems.answer(error)(scope, receive, outgoing)
+        except Exceeded as exceeded:
+            if outgoing.begun:
+                raise
+            await problems.answer(exceeded.error)(scope, receive, outgoing)
         except Exception:  # the one place where a bug becomes an answer
             log.exception("unhandled error", route=metrics.template_of(scope))
             if outgoing.begun:  # half an answer: the server has to break off the connection, or it would look whole
@@ -225,9 +229,6 @@ class Callers:
         self._app = app
         self._settings = settings.service
         self._origin = _origin(settings.service.public_url)
-        rates = settings.rates
-        self._anonymous = Policy.parse("anonymous", rates.anonymous)
-        self._tiers = tiers_of(rates)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on once its caller is known and within the limit."""
@@ -251,6 +252,7 @@ class Callers:
         """Find out who calls, in this order: asking Redis, counting the address, asking the copy of the session."""
         exchange = exchange_of(scope)
         resources = resources_of(scope)
+        limits = limits_of(scope)
         bearer = bearer_of(headers)
         cookie = None if bearer is not None else cookie_of(headers)
         token = bearer if bearer is not None else cookie
@@ -258,14 +260,14 @@ class Callers:
         if admission is not None:
             resources.positions.heed(admission.positions)
             self._signed_in(exchange, admission.session)
-            exchange.judged(admission.verdict)
+            judge(exchange, admission.verdict)
             if cookie is not None and scope["method"] not in SAFE:
                 self._check_origin(headers)
             return
         # A token that Redis does not know costs a read of the shard, which must not be free for whoever invents them:
         # its address pays first, and is paid back if the session is real.
         subject = limit_subject(exchange.address)
-        exchange.judged(await resources.limiter.take(self._anonymous, subject))
+        await limits.count(exchange, resources.limiter, limits.anonymous, subject)
         session = await resources.sessions.find(token) if token else None
         if session is None:
             if bearer is not None:
@@ -273,11 +275,10 @@ class Callers:
             if cookie is not None:
                 exchange.cookie = session_cookie("", 0, self._settings)
             return
-        await resources.limiter.give_back(self._anonymous, subject)
+        await resources.limiter.give_back(limits.anonymous, subject)
         exchange.verdict = None
         self._signed_in(exchange, session)
-        policy = self._tiers.get(session.tier, self._tiers["free"])
-        exchange.judged(await resources.limiter.take(policy, str(session.profile_id)))
+        await limits.count(exchange, resources.limiter, limits.tier(session.tier), str(session.profile_id))
         if cookie is not None and scope["method"] not in SAFE:
             self._check_origin(headers)
 

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.api.limits import Exceeded
 from app.core import context, wire
 from app.core.errors import FieldError, Invalid, Kind, ServiceError
 
@@ -125,6 +126,11 @@ def install(app: FastAPI) -> None:
             raise error
         return answer(error)
 
+    async def limited(_request: Request, error: Exception) -> Response:
+        if not isinstance(error, Exceeded):
+            raise error
+        return answer(error.error)
+
     async def validation(_request: Request, error: Exception) -> Response:
         if not isinstance(error, RequestValidationError):
             raise error
@@ -140,6 +146,7 @@ def install(app: FastAPI) -> None:
         return _problem(error.status_code, code, detail, headers=headers)
 
     app.add_exception_handler(ServiceError, ours)
+    app.add_exception_handler(Exceeded, limited)
     app.add_exception_handler(RequestValidationError, validation)
     app.add_exception_handler(HTTPException, framework)
 

@@ -4,17 +4,17 @@ from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Header, Response
+from fastapi import APIRouter, Header, Request, Response
 from pydantic import BaseModel, Field
 
 from app.api.bodies import JsonRoute
 from app.api.dependencies import Caller, ExchangeDep, ResourcesDep
 from app.api.exchange import Exchange, limit_subject, session_cookie
 from app.api.fields import Body, Email
+from app.api.limits import Limits, limits_of
 from app.api.problems import responses
 from app.api.representations import written
 from app.domain.profiles.rules import email_key
-from app.scaling.ratelimit import Policy
 from app.wiring import Resources
 
 router = APIRouter(
@@ -72,13 +72,14 @@ class SessionPage(BaseModel):
     responses=responses(403, 413, 415),
 )
 async def sign_in(
+    request: Request,
     body: SignIn,
     resources: ResourcesDep,
     exchange: ExchangeDep,
     user_agent: Annotated[str, Header(include_in_schema=False)] = "",
 ) -> Response:
     """Begin a session: a token for programs, and the same as an HttpOnly cookie for browsers."""
-    await _count(body.email, resources, exchange)
+    await _count(body.email, resources, exchange, limits_of(request.scope))
     try:
         signed_in = await resources.sessions.sign_in(body.email, body.password, _printable(user_agent))
     finally:
@@ -131,15 +132,14 @@ async def end_all(caller: Caller, resources: ResourcesDep, exchange: ExchangeDep
     return Response(status_code=204)
 
 
-async def _count(email: str, resources: Resources, exchange: Exchange) -> None:
+async def _count(email: str, resources: Resources, exchange: Exchange, limits: Limits) -> None:
     """Count the try against the address and against the account, before a hash is spent on it.
 
     The account is counted under a keyed hash, so that a copy of Redis does not tell who signs in.
     """
-    settings = resources.settings
-    policy = Policy.parse("sign-in", settings.rates.sign_in)
-    exchange.judged(await resources.limiter.take(policy, limit_subject(exchange.address)))
-    exchange.judged(await resources.limiter.take(policy, email_key(settings.service.secret, email)))
+    account = email_key(resources.settings.service.secret, email)
+    for subject in (limit_subject(exchange.address), account):
+        await limits.count(exchange, resources.limiter, limits.sign_in, subject)
 
 
 def _printable(user_agent: str) -> str:

@@ -1,27 +1,48 @@
 """Rate limits at the edge: an application in this process, with low limits, against the cluster's Redis."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from ipaddress import ip_network
 from itertools import count
+from time import monotonic
 from uuid import UUID, uuid4
 
 import httpx
+import psutil
 import pytest
-from conftest import PASSWORD, Customer
+from conftest import PASSWORD, Customer, settings_from, until
 from expectations import check_problem
+from slowapi import Limiter
+from slowapi.errors import RateLimitExceeded
 
+from app.api.exchange import Exchange
+from app.api.limits import judge
+from app.core.context import Work
 from app.core.settings import Settings
 from app.core.telemetry import DATABASE_STATEMENTS
 from app.domain.sessions.admission import Admissions
 from app.domain.sessions.rules import new_token
 from app.main import create_app
+from app.scaling.ratelimit import Verdict
+from app.scaling.redis_link import RedisDown
 from app.wiring import Resources
+from deploy.local.cluster import Cluster
 
 Make = Callable[..., Awaitable[Customer]]
 Connect = Callable[..., httpx.AsyncClient]
 _numbers = count(1)
+EXEMPT = ("/health", "/metrics", "/docs", "/openapi.json")
+# Enough to build an application whose routes can be listed.
+UNCONNECTED = {
+    "SECRET_KEY": "0123456789abcdef" * 4,
+    "DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none",
+    "REDIS_URL": "redis://127.0.0.1:1/0",
+    "STORAGE_URL": "file:///tmp/none",
+    "PAYMENT_URL": "http://127.0.0.1:1",
+    "SMTP_URL": "smtp://127.0.0.1:1",
+}
 
 
 def fresh_address() -> str:
@@ -66,6 +87,90 @@ async def test_strangers_are_limited_by_address(connect: Connect) -> None:
     assert refused.headers["ratelimit"] == f'"anonymous";r=0;t={refused.headers["retry-after"]}'
     assert refused.headers["x-content-type-options"] == "nosniff"
     assert (await other.get("/api/v1/products?limit=1")).status_code == 200
+
+
+# One of every path and method there is, filled in so that its route is found; what stands nowhere is a route too.
+EVERY_ROUTE = sorted(
+    {
+        (method.upper(), re.sub(r"{[^}]+}", "01900000-0000-8000-8000-000000000000", path))
+        for path, methods in create_app(settings_from(UNCONNECTED)).openapi()["paths"].items()
+        for method in methods
+        if not path.startswith(EXEMPT)
+    }
+    | {("GET", "/"), ("GET", "/api/v1/nothing"), ("TRACE", "/api/v1/products")}
+)
+
+
+@pytest.mark.sabotage(
+    path="app/api/middleware.py",
+    take_out='if scope["type"] == "http" and not scope["path"].startswith(_EXEMPT):',
+    put='if scope["path"].startswith(("/api/v1/products", "/api/v1/profiles", "/api/v1/sessions")):',
+)
+@pytest.mark.parametrize(("method", "path"), EVERY_ROUTE)
+async def test_the_limit_bites_on_every_route(connect: Connect, method: str, path: str) -> None:
+    client = connect(fresh_address())
+    for left in (2, 1, 0):
+        answer = await client.request(method, path)
+        assert answer.status_code != 429
+        assert answer.headers["ratelimit"].startswith(f'"anonymous";r={left};t=')
+    refused = await client.request(method, path)
+    check_problem(refused, 429, "rate_limited")
+    assert refused.headers["ratelimit"].startswith('"anonymous";r=0;t=')
+
+
+async def test_the_limit_is_that_of_slowapi_s_users(connect: Connect) -> None:
+    app = connect(fresh_address())._transport.app  # type: ignore[attr-defined]
+    assert isinstance(app.state.limiter, Limiter)
+    with pytest.raises(RateLimitExceeded) as refused:
+        judge(
+            Exchange(Work(request_id="x"), "x"),
+            Verdict(app.state.limiter.anonymous, allowed=False, remaining=0, reset=9),
+        )
+    assert (refused.value.status_code, str(refused.value.limit.limit)) == (429, "3 per 60 second")
+
+
+@pytest.mark.sabotage(
+    path="app/scaling/line.py",
+    take_out="            self._watch = self._loop.call_at(now + self._timeout, self._look)",
+    put="            pass",
+)
+async def test_the_loop_does_not_block_while_redis_stalls(
+    connect: Connect, resources: Resources, cluster: Cluster
+) -> None:
+    client, server = connect(fresh_address()), psutil.Process(cluster.process("redis").pid)
+    lags: list[float] = []
+
+    async def beat() -> None:
+        while True:
+            began = monotonic()
+            await asyncio.sleep(0.01)
+            lags.append(monotonic() - began - 0.01)
+
+    beating = asyncio.create_task(beat())
+    server.suspend()
+    try:
+        until_ = monotonic() + 2
+        times = []
+        while monotonic() < until_:
+            began = monotonic()
+            answer = await client.get("/api/v1/products/search?q=lamp")
+            assert answer.status_code in {200, 429}
+            times.append(monotonic() - began)
+    finally:
+        server.resume()
+        beating.cancel()
+    # The first waits for its timeout; from then on Redis is not asked.
+    assert sorted(times)[len(times) // 2] < 0.1
+    assert len(times) > 20
+    assert sorted(lags)[len(lags) * 9 // 10] < 0.1
+
+    async def back() -> bool:
+        try:
+            return bool(await resources.pipe.ask("test", "PING"))
+        except RedisDown:
+            return False
+
+    await until(back)
 
 
 async def test_probes_and_documentation_are_never_limited(connect: Connect) -> None:
@@ -126,10 +231,10 @@ def _statements() -> float:
 
 @pytest.mark.sabotage(
     path="app/api/middleware.py",
-    take_out="        exchange.judged(await resources.limiter.take(self._anonymous, subject))\n"
+    take_out="        await limits.count(exchange, resources.limiter, limits.anonymous, subject)\n"
     "        session = await resources.sessions.find(token) if token else None\n",
     put="        session = await resources.sessions.find(token) if token else None\n"
-    "        exchange.judged(await resources.limiter.take(self._anonymous, subject))\n",
+    "        await limits.count(exchange, resources.limiter, limits.anonymous, subject)\n",
 )
 async def test_tokens_that_somebody_makes_up_cost_no_reads_past_the_limit_of_their_address(
     connect: Connect, new_customer: Make
@@ -146,7 +251,7 @@ async def test_tokens_that_somebody_makes_up_cost_no_reads_past_the_limit_of_the
 
 @pytest.mark.sabotage(
     path="app/api/middleware.py",
-    take_out="        await resources.limiter.give_back(self._anonymous, subject)\n        exchange.verdict = None\n",
+    take_out="        await resources.limiter.give_back(limits.anonymous, subject)\n        exchange.verdict = None\n",
     put="        exchange.verdict = None\n",
 )
 async def test_a_customer_whom_redis_has_forgotten_does_not_pay_as_a_stranger(
@@ -172,8 +277,8 @@ async def test_sign_in_is_limited_by_address(connect: Connect) -> None:
 
 @pytest.mark.sabotage(
     path="app/api/sessions.py",
-    take_out="exchange.judged(await resources.limiter.take(policy, email_key(settings.service.secret, email)))",
-    put="pass",
+    take_out="for subject in (limit_subject(exchange.address), account):",
+    put="for subject in (limit_subject(exchange.address),):",
 )
 async def test_sign_in_is_limited_by_account_from_wherever_it_is_tried(connect: Connect) -> None:
     email = f"{uuid4().hex}@example.com"

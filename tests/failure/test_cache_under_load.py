@@ -70,11 +70,6 @@ async def readers(customer: Customer, path: str) -> AsyncIterator[list[tuple[flo
         await asyncio.wait(tasks)
 
 
-@pytest.mark.sabotage(
-    path="app/scaling/cache.py",
-    take_out='                if await self._pipe.ask(lease, "SET", lease, b"1", "NX", "PX", LEASE_MILLISECONDS):',
-    put="                if True:",
-)
 async def test_500_requests_for_one_cold_profile_on_two_instances_cost_one_read(
     cluster: Cluster, new_customer: Make
 ) -> None:
