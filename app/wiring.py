@@ -132,7 +132,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             limiter=limiter,
             storage=storage,
             locks=Locks(redis),
-            runs=Runs(redis),
+            runs=Runs(pipe),
             dead_letters=DeadLetters(database, cursors),
             events=events,
             tokens=Signer(secret, "consistency token"),

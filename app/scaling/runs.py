@@ -8,7 +8,8 @@ copy, which the broker delivers again only when its process is gone, takes it ov
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
-from app.scaling.redis_link import RedisDown, RedisLink
+from app.scaling.pipe import Pipe
+from app.scaling.redis_link import RedisDown
 
 # A message that kills its processes is delivered again within milliseconds, and after a killed worker within minutes;
 # an hour covers both, and what is older says nothing about the next run.
@@ -41,14 +42,14 @@ class Runs:
     """The runs of all processes.
 
     Args:
-        link: the Redis that keeps them. Without it every copy may begin: receipts still keep what is written in our
+        pipe: to the Redis that keeps them. Without it every copy may begin: receipts still keep what is written in our
             database from happening twice, and keys what happens at others.
     """
 
-    def __init__(self, link: RedisLink) -> None:
-        self._link = link
-        self._begin = link.client.register_script(_BEGIN)
-        self._end = link.client.register_script(_END)
+    def __init__(self, pipe: Pipe) -> None:
+        self._pipe = pipe
+        self._begin = pipe.script(_BEGIN)
+        self._end = pipe.script(_END)
 
     @asynccontextmanager
     async def alone(self, name: str, copy: str, seconds: float) -> AsyncIterator[int]:
@@ -65,8 +66,7 @@ class Runs:
         keys = [f"run:{{{name}}}", f"deaths:{{{name}}}"]
         deaths = 0
         with suppress(RedisDown):
-            async with self._link.calling("runs"):
-                begun, number = await self._begin(keys=keys, args=[copy, int(seconds * 1000), REMEMBERED_SECONDS])
+            begun, number = await self._pipe.run(self._begin, keys, [copy, int(seconds * 1000), REMEMBERED_SECONDS])
             if not begun:
                 raise Taken(name, number / 1000)
             deaths = int(number)
@@ -75,5 +75,4 @@ class Runs:
         finally:
             # Also when the beginning went unanswered: it may have arrived all the same.
             with suppress(RedisDown):
-                async with self._link.calling("runs"):
-                    await self._end(keys=keys, args=[copy])
+                await self._pipe.run(self._end, keys, [copy])

@@ -122,6 +122,11 @@ async def test_releasing_puts_the_pieces_back_once(quiet: Resources, other: Reso
     assert isinstance(await quiet.catalog.reserve(order_id, [Wanted(product.id, 4)], None), OutOfStock)
 
 
+@pytest.mark.sabotage(
+    path="app/domain/catalog/rules.py",
+    take_out="distance(*place, shelf.lat, shelf.lon) if place else -shelf.free",
+    put="-shelf.free",
+)
 async def test_the_nearest_warehouse_ships_and_is_told_once(quiet: Resources, servers: Servers) -> None:
     product, order_id = await product_of(quiet, stock=10), new_id()
     await servers.sql("primary", "INSERT INTO stock VALUES ($1, $2, 5)", product.id, LYON)

@@ -18,6 +18,7 @@ from app.domain.orders.invoicing import key_of
 from app.domain.orders.rules import NewItem, NewOrder, Order
 from app.domain.orders.service import PLACE
 from app.domain.profiles.rules import NewProfile, Profile
+from app.scaling import outbox
 from app.scaling.idempotency import Claim
 from app.scaling.storage import Storage
 from app.wiring import Resources
@@ -59,8 +60,35 @@ async def test_an_order_its_items_its_key_and_its_message_are_one_transaction(
     order = await place(quiet, profile, NewItem(pen.id, 2), NewItem(ink.id, 3))
     assert (order.amount, order.currency, order.status) == (2 * 1250 + 3 * 300, "EUR", "processing")
     assert [(line.sku, line.quantity) for line in order.lines] == [(pen.sku, 2), (ink.sku, 3)]
+    tables = ("orders", "order_items", "idempotency_keys", "outbox")
+    assert [await count(servers, table, profile) for table in tables] == [1, 2, 1, 2]  # the profile told of itself
+
+
+@pytest.mark.sabotage(
+    path="app/domain/orders/service.py",
+    take_out="""        async with self._database.writer(profile_id) as writer:
+            stored = await claim.take(writer, reply)
+""",
+    put="""        async with self._database.writer(profile_id) as first:
+            stored = await claim.take(first, reply)
+        async with self._database.writer(profile_id) as writer:
+""",
+)
+async def test_an_order_that_fails_at_its_last_row_leaves_none_and_its_key_is_free(
+    quiet: Resources, servers: Servers, profile: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_arguments: Any, **_options: Any) -> None:
+        raise ZeroDivisionError
+
+    pen, key = await product_of(quiet), uuid4().hex
+    with monkeypatch.context() as patched:
+        patched.setattr(outbox, "append", fail)
+        with pytest.raises(ZeroDivisionError):
+            await place(quiet, profile, NewItem(pen.id, 1), key=key)
     tables = ("orders", "order_items", "idempotency_keys")
-    assert [await count(servers, table, profile) for table in tables] == [1, 2, 1]
+    assert [await count(servers, table, profile) for table in tables] == [0, 0, 0]
+    await place(quiet, profile, NewItem(pen.id, 1), key=key)
+    assert [await count(servers, table, profile) for table in tables] == [1, 1, 1]
 
 
 async def test_the_same_key_at_once_places_one_order_and_answers_alike(

@@ -89,6 +89,7 @@ async def test_two_relays_never_publish_a_message_twice_in_one_lease(apart: Apar
     assert published == Counter(subjects)
 
 
+@pytest.mark.sabotage("app/scaling/outbox.py", "values(due_at=now + lease,", "values(due_at=None,")
 async def test_a_message_that_the_broker_lost_is_published_again(apart: Apart, relay: Relay) -> None:
     subject = await apart.tell("order.placed")
     await relay.relay(0)
@@ -112,6 +113,9 @@ async def test_a_message_without_an_outcome_waits_longer_each_time_but_not_for_e
     assert waits == [stale_after * times for times in (1, 2, 4, 4, 4)]
 
 
+@pytest.mark.sabotage(
+    "workers/relay.py", "[task for task in tasks if (message.id, task) not in receipts]", "list(tasks)"
+)
 async def test_only_tasks_without_a_receipt_are_published_again(apart: Apart, relay: Relay) -> None:
     message = await apart.message("order.confirmed")
     await relay.relay(0)
@@ -144,6 +148,7 @@ async def test_an_event_without_tasks_is_done_once_other_services_have_it(apart:
     assert await apart.taken() == []
 
 
+@pytest.mark.sabotage("workers/relay.py", "len(tasks) if streamed else len(tasks) + 1", "len(tasks)")
 async def test_tasks_go_on_while_the_stream_is_down_and_the_event_follows(apart: Apart, relay: Relay) -> None:
     message = await apart.message("order.placed")
     broker = {"REDIS_URL": NOBODY, "REDIS_BROKER_URL": apart.settings.redis.broker}
@@ -170,6 +175,9 @@ async def test_a_message_that_comes_often_is_not_streamed_often(apart: Apart, re
     assert 1 <= len(await streamed(apart)) <= 2
 
 
+@pytest.mark.sabotage(
+    "workers/relay.py", "await outbox.sent(writer, messages, again_after=again_after)\n            raise", "raise"
+)
 async def test_a_broker_that_is_down_leaves_messages_due_soon(apart: Apart, relay: Relay) -> None:
     subject = await apart.tell("order.placed")
     settings = settings_from(apart.environment | {"REDIS_BROKER_URL": NOBODY})

@@ -12,7 +12,7 @@ from sqlalchemy import func, insert, select, update
 
 from app.core.ids import new_id
 from app.scaling import locks, outbox
-from app.scaling.idempotency import idempotency_keys
+from app.scaling.idempotency import Claim, idempotency_keys
 from app.wiring import Resources, open_resources
 from workers.schedule import SCHEDULE
 from workers.task import Outcome
@@ -95,6 +95,21 @@ async def test_the_purge_goes_through_more_than_one_batch(apart: Apart) -> None:
         row = await writer.first(select(func.count().label("left")).select_from(idempotency_keys))
     assert row is not None
     assert row.left == 0
+
+
+@pytest.mark.sabotage("workers/tasks/upkeep.py", "timedelta(hours=24)", "timedelta(hours=22)")
+async def test_an_idempotency_key_is_kept_for_a_day_and_then_swept(apart: Apart) -> None:
+    owner, now = new_id(), datetime.now(UTC)
+    hours = (1, 23, 25, 100)
+    async with apart.resources.database.writer(owner) as writer:
+        for hour in hours:
+            await Claim.of(owner, "orders.place", f"{hour} hours old", {}).take(writer, {})
+            old = (idempotency_keys.c.profile_id == owner) & (idempotency_keys.c.key == f"{hour} hours old")
+            await writer.run(update(idempotency_keys).where(old).values(created_at=now - timedelta(hours=hour)))
+    assert await attend(purge, apart.resources) is Outcome.DONE
+    async with apart.resources.database.writer(owner) as writer:
+        left = await writer.all(select(idempotency_keys.c.key).where(idempotency_keys.c.profile_id == owner))
+    assert {row.key for row in left} == {"1 hours old", "23 hours old"}
 
 
 @pytest.mark.sabotage(
