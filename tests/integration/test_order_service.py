@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 from quiet import Servers
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from app.core.errors import Conflict, Invalid, NotFound, Unavailable
 from app.core.ids import new_id
@@ -19,6 +20,7 @@ from app.domain.orders.rules import NewItem, NewOrder, Order
 from app.domain.orders.service import PLACE
 from app.domain.profiles.rules import NewProfile, Profile
 from app.scaling import outbox
+from app.scaling.dialect import Rows
 from app.scaling.idempotency import Claim
 from app.scaling.storage import Storage
 from app.wiring import Resources
@@ -66,24 +68,25 @@ async def test_an_order_its_items_its_key_and_its_message_are_one_transaction(
 
 @pytest.mark.sabotage(
     path="app/domain/orders/service.py",
-    take_out="""        async with self._database.writer(profile_id) as writer:
-            stored = await claim.take(writer, reply)
+    take_out="""            stored = await claim.take(writer, reply, *_rows(order), placed)
 """,
-    put="""        async with self._database.writer(profile_id) as first:
-            stored = await claim.take(first, reply)
-        async with self._database.writer(profile_id) as writer:
+    put="""            stored = await claim.take(writer, reply)
+        async with self._database.writer(profile_id, at_once=True) as writer:
+            await writer.insert_once(placed, *_rows(order))
 """,
 )
 async def test_an_order_that_fails_at_its_last_row_leaves_none_and_its_key_is_free(
     quiet: Resources, servers: Servers, profile: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fail(*_arguments: Any, **_options: Any) -> None:
-        raise ZeroDivisionError
+    right = outbox.message_row
+
+    def too_long(event: str, **rest: Any) -> Rows:
+        return right(event * 10, **rest)
 
     pen, key = await product_of(quiet), uuid4().hex
     with monkeypatch.context() as patched:
-        patched.setattr(outbox, "append", fail)
-        with pytest.raises(ZeroDivisionError):
+        patched.setattr(outbox, "message_row", too_long)
+        with pytest.raises(DBAPIError):
             await place(quiet, profile, NewItem(pen.id, 1), key=key)
     tables = ("orders", "order_items", "idempotency_keys")
     assert [await count(servers, table, profile) for table in tables] == [0, 0, 0]
