@@ -18,14 +18,14 @@ unexport UV_CACHE_DIR
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run stop down status test test-failure check prove load bench clean
+.PHONY: help setup run stop down status test test-mysql test-failure check prove load bench clean
 .SILENT:
 # Half a virtual environment must not look like a whole one.
 .DELETE_ON_ERROR:
 
 help: ## This list
 	sed -n 's/^\([a-z -]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
-	echo "  Settings: PORT=8001 INSTANCES=3 SHARDS=2 WORKERS=2 RELAYS=2 REPLICAS=1 RELOAD=1 PYTHON=python3.12"
+	echo "  Settings: PORT=8001 INSTANCES=3 SHARDS=2 WORKERS=2 RELAYS=2 REPLICAS=1 DATABASE=mariadb RELOAD=1 PYTHON=python3.12"
 
 setup: $(STAMP) ## Install Python packages and servers into .venv (the others do it themselves)
 
@@ -43,6 +43,9 @@ test: $(STAMP) ## All tests, against a cluster of their own on free ports
 
 test-failure: $(STAMP) ## The failure tests in their long form: 200 orders, Redis away for a minute (CRASH_SEED=7 repeats one)
 	CRASH_ORDERS=200 BROKER_OUTAGE=60 $(BIN)/python -m pytest tests/failure
+
+test-mysql: $(STAMP) ## The tests of what talks to a database, on the machine's MariaDB instead of PostgreSQL
+	$(BIN)/python -m deploy.local.mariadb && TEST_DATABASE=mariadb $(BIN)/python -m pytest tests/integration tests/api tests/failure
 
 check: $(STAMP) ## Lint, format, types, import order, claims, migrations
 	echo "ruff"; $(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet .

@@ -120,5 +120,12 @@ def _state_map(held: list[tuple[int, int] | None], connection: Connection) -> No
 
 
 def _differences(connection: Connection) -> list[str]:
-    context = MigrationContext.configure(connection, opts={"compare_type": True, "target_metadata": metadata})
+    context = MigrationContext.configure(
+        connection, opts={"compare_type": True, "target_metadata": metadata, "include_object": _is_of_the_models}
+    )
     return [str(difference) for difference in compare_metadata(context, metadata)]
+
+
+def _is_of_the_models(item: Any, _name: str | None, kind: str, reflected: bool, model: Any) -> bool:  # noqa: FBT001  # Alembic's
+    """Leave out generated columns that no model names: an index stands on them, where it cannot on an expression."""
+    return not (kind == "column" and reflected and model is None and item.computed is not None)

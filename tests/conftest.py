@@ -31,11 +31,13 @@ ENVIRONMENT = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out what can only be about PostgreSQL where the cluster is on another engine."""
+    """Leave out what can only be about one engine where the cluster is on the other."""
     for item in items:
         marker = item.get_closest_marker("postgresql")
         if marker is not None and DATABASE != "postgresql":
             item.add_marker(pytest.mark.skip(reason=f"about PostgreSQL: {marker.args[0]}"))
+        if item.get_closest_marker("mariadb") and DATABASE != "mariadb":
+            item.add_marker(pytest.mark.skip(reason="about MariaDB: make test-mysql"))
 
 
 @pytest.fixture(scope="session")

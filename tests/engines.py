@@ -30,6 +30,7 @@ class Words:
         maintenance: the database from which others are made and dropped.
         drop: drops a database, whoever uses it.
         tables: names the tables, as `name`.
+        newest: how far a commit of now is, as the service counts, as `position`.
         position: where the log of a primary is, as `position`.
         has_replayed: says of a replica whether it has replayed a position, as `so`.
         pause: stops the replay of a replica; `is_paused` says so; `resume` undoes it.
@@ -43,6 +44,7 @@ class Words:
     maintenance: str
     drop: str
     tables: str
+    newest: str
     position: str
     has_replayed: str
     pause: str
@@ -62,6 +64,7 @@ WORDS = {
         maintenance="postgres",
         drop="DROP DATABASE IF EXISTS {} WITH (FORCE)",
         tables="SELECT tablename AS name FROM pg_tables WHERE schemaname = 'public'",
+        newest="SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn AS position",
         position="SELECT pg_current_wal_flush_lsn()::text AS position",
         has_replayed="SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn AS so",
         pause="SELECT pg_wal_replay_pause()",
@@ -79,6 +82,7 @@ WORDS = {
         maintenance="mysql",
         drop="DROP DATABASE IF EXISTS {}",
         tables="SELECT table_name AS name FROM information_schema.tables WHERE table_schema = database()",
+        newest="SELECT CAST(substring_index(@@gtid_binlog_pos, '-', -1) AS UNSIGNED) AS position",
         position="SELECT @@gtid_binlog_pos AS position",
         has_replayed="SELECT MASTER_GTID_WAIT($1, 0) = 0 AS so",
         pause="STOP SLAVE SQL_THREAD",
@@ -113,9 +117,15 @@ async def ask(url: str | None, *statements: str, arguments: tuple[Any, ...] = ()
         for statement in statements[:-1]:
             await mariadb.rows(connection, statement)
         bound = tuple(each.bytes if isinstance(each, UUID) else each for each in arguments)
-        return await mariadb.rows(connection, re.sub(r"\$\d", "%s", statements[-1]), bound)
+        rows = await mariadb.rows(connection, re.sub(r"\$\d", "%s", statements[-1]), bound)
+        return [{name: _as_id(value) for name, value in row.items()} for row in rows]
     finally:
         connection.abort()
+
+
+def _as_id(value: Any) -> Any:
+    """Return what a column holds, an id as such: nothing else is kept in bytes."""
+    return UUID(bytes=value) if isinstance(value, bytes) else value
 
 
 def elsewhere(url: str | None, database: str) -> str:

@@ -28,12 +28,13 @@ FAILED = 1  # pytest's exit code for failed tests; any other says that the run i
 
 @dataclass(frozen=True)
 class Sabotage:
-    """The smallest change that takes the feature of one test out."""
+    """The smallest change that takes the feature of one test out; `database` is the engine that the test is about."""
 
     test: str
     path: str
     take_out: str
     put: str
+    database: str = "postgresql"
 
     def problem(self) -> str | None:
         """Return why it cannot be applied, or None."""
@@ -61,7 +62,10 @@ class Collector:
         for item in items:
             test = item.nodeid.partition("[")[0]
             if test not in self.tests:
-                self.sabotages += [Sabotage(test, *mark.args, **mark.kwargs) for mark in item.iter_markers("sabotage")]
+                engine = {"database": "mariadb"} if item.get_closest_marker("mariadb") else {}
+                self.sabotages += [
+                    Sabotage(test, *mark.args, **mark.kwargs, **engine) for mark in item.iter_markers("sabotage")
+                ]
             self.tests.add(test)
 
 
@@ -120,9 +124,9 @@ def copy_tree(into: Path) -> None:
             shutil.copy2(ROOT / name, into / name)
 
 
-def run(tree: Path, tests: list[str]) -> tuple[int, str]:
+def run(tree: Path, tests: list[str], database: str) -> tuple[int, str]:
     """Run tests of a tree; return pytest's exit code and the end of what it printed."""
-    environment = os.environ | {"PYTHONPATH": str(tree)}
+    environment = os.environ | {"PYTHONPATH": str(tree), "TEST_DATABASE": database}
     done = subprocess.run(  # noqa: S603  # our own interpreter and test names
         [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", *tests],
         cwd=tree,
@@ -136,18 +140,20 @@ def run(tree: Path, tests: list[str]) -> tuple[int, str]:
 
 def prove(sabotages: list[Sabotage]) -> bool:
     """Run every test as it is and with its feature taken out; print a line each, and return whether all held."""
-    code, output = run(ROOT, sorted({sabotage.test for sabotage in sabotages}))
-    if code:
-        print(output)
-        print("As it is, not every test passes; nothing can be proved.")
-        return False
+    for database in sorted({sabotage.database for sabotage in sabotages}):
+        tests = sorted({sabotage.test for sabotage in sabotages if sabotage.database == database})
+        code, output = run(ROOT, tests, database)
+        if code:
+            print(output)
+            print(f"As it is, not every test passes on {database}; nothing can be proved.")
+            return False
     held = True
     for sabotage in sabotages:
         with tempfile.TemporaryDirectory(prefix="prove-") as folder:
             tree = Path(folder)
             copy_tree(tree)
             sabotage.apply(tree)
-            code, output = run(tree, [sabotage.test])
+            code, output = run(tree, [sabotage.test], sabotage.database)
         fails = code == FAILED
         held = held and fails
         print(f"{'proved' if fails else 'NOT PROVED'}  {sabotage.test}  without {sabotage.path}", flush=True)

@@ -370,6 +370,10 @@ def _contradictions(found: dict[str, Any]) -> list[str]:
         held = sorted(shard.held for shard in database.shards if shard.held)
     except SettingsError as error:
         return [str(error)]
+    urls = [url for shard in database.shards for url in (shard.primary, *shard.replicas)]
+    if len({url.startswith("postgresql:") for url in urls}) > 1:
+        name = "SHARDS" if database.shard_list else "REPLICA_URLS"
+        problems.append(f"{name}: names servers of two engines; all must be PostgreSQL, or all MariaDB")
     redis: RedisSettings = found["redis"]
     if redis.broker_url is None and redis.address.deployment is not Deployment.SERVER:
         problems.append("REDIS_BROKER_URL: is missing: the broker must be one server, redis://, when REDIS_URL is not")

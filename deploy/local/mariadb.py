@@ -17,7 +17,7 @@ import pymysql
 
 from deploy.local import ClusterError
 from deploy.local.databases import OWNER, Databases
-from deploy.local.layout import HOST, write_private
+from deploy.local.layout import HOST, give, write_private
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +34,7 @@ SETTINGS = """\
 [mariadbd]
 datadir = {data}
 init-file = {data}/scaleout.sql
+tmpdir = {tmpdir}
 bind-address = 127.0.0.1
 port = {port}
 # Paths are relative to the data folder: the whole of it may be longer than a socket's name may be.
@@ -121,6 +122,10 @@ class MariaDb(Databases):
 
     def _prepare(self, name: str, settings: str, more: str) -> None:
         data, account = self._data(name), self.tools.account
+        # Of its own: a server that starts removes every other one's temporary tables from a folder that they share.
+        temporary = self.layout.data / f"{name}.tmp"
+        temporary.mkdir(mode=0o700, exist_ok=True)
+        give(temporary, account)
         if not data.exists():
             draft = self._draft(name)
             # The only way in that it leaves open is the socket in the folder, for root.
@@ -128,7 +133,7 @@ class MariaDb(Databases):
                 [str(program("mariadb-install-db")), "--no-defaults", f"--datadir={draft}", "--skip-test-db",
                  "--auth-root-authentication-method=socket", "--auth-root-socket-user=root"],
                 folder=self.layout.data,
-                environment={"PATH": FOLDERS, "LC_ALL": "C", "TZ": "UTC"},
+                environment={"PATH": FOLDERS, "LC_ALL": "C", "TZ": "UTC", "TMPDIR": str(temporary)},
             )  # fmt: skip
             draft.rename(data)
         if not (data / "mysql").is_dir():
@@ -137,7 +142,11 @@ class MariaDb(Databases):
             superuser=self.secrets.superuser, owner=self.secrets.owner, replication=self.secrets.replication
         )
         write_private(data / "scaleout.sql", roles + more, account)
-        write_private(data / "scaleout.cnf", settings.format(data=data, port=self.ports[name], name=name), account)
+        write_private(
+            data / "scaleout.cnf",
+            settings.format(data=data, tmpdir=temporary, port=self.ports[name], name=name),
+            account,
+        )
 
     def _query(self, name: str, statement: str) -> Sequence[dict[str, Any]]:
         connection = pymysql.connect(
@@ -180,3 +189,10 @@ def server_accepts(port: int) -> bool:
     except OSError:
         return False
     return len(greeting) == 5 and greeting[4] == PROTOCOL  # noqa: PLR2004 - a length of three bytes, a number, the version
+
+
+if __name__ == "__main__":
+    try:
+        program("mariadbd"), program("mariadb-install-db")
+    except ClusterError as error:
+        raise SystemExit(str(error)) from error

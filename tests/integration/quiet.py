@@ -130,6 +130,7 @@ class Servers:
         family = [process, *process.children(recursive=True)]
         for member in family:
             member.suspend()
+            await until(_is_suspended, member)
         try:
             yield
         finally:
@@ -163,6 +164,11 @@ def servers(cluster: Cluster, quiet: Resources) -> Servers:
 def stranger() -> context.Work:
     """Return the work of a caller who has written nothing."""
     return context.Work(request_id=context.new_request_id())
+
+
+async def _is_suspended(process: psutil.Process) -> bool:
+    """Whether it stands still: until then a server of many threads may answer once more."""
+    return bool(process.status() == psutil.STATUS_STOPPED)
 
 
 async def _settled(resources: Resources) -> None:

@@ -41,7 +41,9 @@ async def free(servers: Servers, product: Product) -> int:
 
 
 @pytest.mark.sabotage(
-    path="app/domain/catalog/service.py", take_out="                .with_for_update(of=stock)\n", put=""
+    path="app/domain/catalog/service.py",
+    take_out="stock.c.warehouse_id)\n                .with_for_update()\n",
+    put="stock.c.warehouse_id)\n",
 )
 async def test_two_hundred_buyers_of_the_last_ten_pieces_get_exactly_ten(
     quiet: Resources, other: Resources, servers: Servers

@@ -112,11 +112,12 @@ async def test_a_commit_tells_the_work_the_position_that_its_reads_must_reach(
     await add(quiet.database)
     first = work.positions[0]
     await add(quiet.database)
-    (row,) = await servers.sql("primary", "SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn AS now")
-    assert first < work.positions[0] <= row["now"]
+    (row,) = await servers.sql("primary", WORDS.newest)
+    assert first < work.positions[0] <= row["position"]
     assert work.wrote == {0}
 
 
+@pytest.mark.postgresql("MariaDB tells the position in the commit's own answer")
 @pytest.mark.sabotage(path="app/scaling/database.py", take_out="return unknown_position(", put="raise SystemError(")
 async def test_a_primary_lost_right_after_the_commit_has_committed(
     quiet: Resources, servers: Servers, work: context.Work, monkeypatch: pytest.MonkeyPatch
@@ -165,6 +166,7 @@ async def test_when_all_connections_are_in_use_a_write_says_so_instead_of_waitin
 @pytest.mark.sabotage(
     path="app/scaling/database.py", take_out="asyncio.timeout(PRIMARY_WAIT)", put="asyncio.timeout(None)"
 )
+@pytest.mark.postgresql("its advisory locks hold the reads up")
 async def test_reads_of_the_primary_are_capped_and_refused_past_the_cap(narrow: Database, servers: Servers) -> None:
     waiting = "SELECT count(*) AS n FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711 AND NOT granted"
 
@@ -191,6 +193,7 @@ async def test_reads_of_the_primary_are_capped_and_refused_past_the_cap(narrow: 
     take_out='isolation_level="AUTOCOMMIT" if autocommit else "READ COMMITTED"',
     put='isolation_level="READ COMMITTED"',
 )
+@pytest.mark.postgresql("the messages of its protocol are counted")
 async def test_a_read_is_one_round_trip_without_a_transaction_around_it(quiet: Resources, cluster: Cluster) -> None:
     (only,) = quiet.settings.database.shards
     async with Wire.to(url_of(cluster, "replica-1")) as wire:

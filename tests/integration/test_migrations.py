@@ -43,6 +43,7 @@ async def test_an_empty_database_becomes_what_the_models_say(empty: Settings) ->
     assert await tables(url) == {*metadata.tables, "alembic_version"}
 
 
+@pytest.mark.postgresql("its advisory locks are looked at")
 @pytest.mark.sabotage(
     path="app/scaling/dialect/postgresql.py",
     take_out='    connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": lock})\n',

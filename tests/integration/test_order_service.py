@@ -171,7 +171,8 @@ async def test_fifty_invoices_at_once_with_failures_between_have_numbers_without
     quiet: Resources, other: Resources, servers: Servers, profile: Profile
 ) -> None:
     order = await place(quiet, profile, NewItem((await product_of(quiet)).id, 1))
-    await servers.sql("primary", "TRUNCATE invoices, invoice_counters")
+    for table in ("invoices", "invoice_counters"):
+        await servers.sql("primary", f"DELETE FROM {table}")  # noqa: S608  # our own tables
     places = asyncio.Semaphore(8)
     raised = text("UPDATE invoice_counters SET last = last + 1 RETURNING last")
 

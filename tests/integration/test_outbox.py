@@ -10,7 +10,7 @@ import pytest
 from conftest import until
 from engines import WORDS
 from quiet import Servers
-from sqlalchemy import text
+from sqlalchemy import delete, text
 
 from app.core import context
 from app.core.errors import Conflict, Invalid, Unavailable
@@ -31,7 +31,8 @@ MINUTE = timedelta(minutes=1)
 async def empty(quiet: Resources) -> Database:
     """The database without any message."""
     async with quiet.database.writer() as writer:
-        await writer.run(text("TRUNCATE outbox, receipts, dead_letters"))
+        for table in (outbox.outbox, outbox.receipts, outbox.dead_letters):
+            await writer.run(delete(table))
     return quiet.database
 
 

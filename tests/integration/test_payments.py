@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 from sagas import Shop
-from sqlalchemy import text, update
+from sqlalchemy import delete, update
 
 from app.core.telemetry import PAYMENT_DIFFERENCES
 from app.domain.orders.rules import Order, Step
@@ -23,7 +23,7 @@ pytest_plugins = ("sagas",)
 @pytest.fixture
 async def shop(shop: Shop) -> Shop:
     async with shop.apart.resources.database.writer() as writer:
-        await writer.run(text("TRUNCATE payment_attempts"))
+        await writer.run(delete(payment_attempts))
     return shop
 
 

@@ -170,11 +170,9 @@ async def test_erasing_leaves_no_personal_data_in_any_table(quiet: Resources, se
 
 async def _holding(servers: Servers, mark: str) -> list[str]:
     """Return every table of which a row holds the text, in whatever column."""
-    tables = await servers.sql("primary", WORDS.tables)
     found = []
-    for row in tables:
-        name = row["name"]
-        statement = f'SELECT 1 FROM "{name}" AS held WHERE to_jsonb(held)::text LIKE $1 LIMIT 1'  # noqa: S608  # our own tables
-        if await servers.sql("primary", statement, f"%{mark}%"):
-            found.append(name)
+    for table in await servers.sql("primary", WORDS.tables):
+        name = table["name"]
+        rows = await servers.sql("primary", f"SELECT * FROM {name}")  # noqa: S608  # our own tables
+        found += [name for row in rows if mark in str(dict(row))][:1]
     return found

@@ -6,13 +6,15 @@ from uuid import UUID, uuid4
 import pytest
 from conftest import settings_from
 from sagas import Shop
-from sqlalchemy import text
+from sqlalchemy import delete
 
 from app.core import wire
 from app.core.ids import new_id
 from app.core.telemetry import RECOMMENDATIONS
 from app.domain.catalog.rules import NewProduct
+from app.domain.catalog.tables import products, stock
 from app.domain.orders.rules import Order
+from app.domain.reports.tables import bought_together, sales
 from app.wiring import Resources, open_resources
 
 pytest_plugins = ("sagas",)
@@ -23,7 +25,8 @@ NOWHERE = {"DATABASE_URL": "postgresql://nobody:nothing@127.0.0.1:1/nothing", "R
 @pytest.fixture
 async def shop(shop: Shop) -> Shop:
     async with shop.apart.resources.database.writer() as writer:
-        await writer.run(text("TRUNCATE products, stock, sales, bought_together CASCADE"))
+        for table in (stock, products, sales, bought_together):
+            await writer.run(delete(table))
     return shop
 
 

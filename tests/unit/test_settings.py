@@ -152,3 +152,16 @@ def test_the_pool_follows_the_database_servers_cores_unless_set(environment: Cal
     assert load_settings().database.connections == 17
     environment(DATABASE_POOL_SIZE="4")
     assert load_settings().database.connections == 4
+
+
+@pytest.mark.sabotage(
+    path="app/core/settings.py",
+    take_out='if len({url.startswith("postgresql:") for url in urls}) > 1:',
+    put="if False:",
+)
+def test_servers_of_two_engines_are_refused(environment: Callable[..., None]) -> None:
+    environment(DATABASE_URL="mariadb://u:p@db/x", REPLICA_URLS="mysql://u:p@r1/x")
+    assert load_settings().database.shards[0].replicas == ("mysql://u:p@r1/x",)
+    environment(DATABASE_URL="mariadb://u:p@db/x", REPLICA_URLS="postgresql://u:p@r1/x")
+    with pytest.raises(SettingsError, match="REPLICA_URLS: names servers of two engines"):
+        load_settings()

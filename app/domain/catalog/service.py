@@ -169,15 +169,16 @@ class Catalog:
                 return await self._answered(writer, order_id, wanted)
             # In one order for everybody, so that two orders of the same products never wait for each other in a ring.
             shelves = await writer.all(
-                select(stock, warehouses.c.lat, warehouses.c.lon)
-                .join(warehouses, warehouses.c.id == stock.c.warehouse_id)
+                select(stock)
                 .where(stock.c.product_id.in_({line.product_id for line in wanted}))
                 .order_by(stock.c.product_id, stock.c.warehouse_id)
-                .with_for_update(of=stock)
+                .with_for_update()
             )
+            # Not joined: not every engine can lock the rows of one table of a join, and warehouses are everybody's.
+            places = {row.id: (row.lat, row.lon) for row in await writer.all(select(warehouses))}
             outcome = allocate(
                 wanted,
-                [OnHand(row.product_id, row.warehouse_id, row.free, row.lat, row.lon) for row in shelves],
+                [OnHand(row.product_id, row.warehouse_id, row.free, *places[row.warehouse_id]) for row in shelves],
                 place,
             )
             if isinstance(outcome, OutOfStock):

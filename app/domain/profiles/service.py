@@ -19,7 +19,7 @@ from app.domain.profiles.tables import profiles
 from app.scaling import outbox
 from app.scaling.cache import ABSENT, LIST, PROFILE, Cache, Entry, Load
 from app.scaling.database import Database, Writer
-from app.scaling.dialect import begins_with, json_contains
+from app.scaling.dialect import begins_with, json_has
 from app.scaling.paging import Cursors
 
 GENERATION = "profiles"
@@ -151,7 +151,7 @@ class Profiles:
             filters.append(begins_with(profiles.c.name, name_prefix))
         if attribute:
             key, value = attribute
-            filters.append(or_(*(json_contains(profiles.c.attributes, {key: reading}) for reading in _readings(value))))
+            filters.append(or_(*(json_has(profiles.c.attributes, key, reading) for reading in _readings(value))))
         scope = f"profiles {wire.encode([name_prefix, attribute]).decode()}"
         after = self._cursors.open_id(scope, cursor)
         if after is not None:

@@ -21,6 +21,7 @@ class MariaDbImpl(MariaDBImpl):
     """Alembic's operations for the dialect of this name; defining it is all that it takes."""
 
     __dialect__ = "mariadb"
+    type_synonyms = (*MariaDBImpl.type_synonyms, {"FLOAT", "DOUBLE"})
 
     def create_table(self, table: Table, **options: Any) -> None:
         """Create a table that is not there yet."""
@@ -49,6 +50,25 @@ class MariaDbImpl(MariaDBImpl):
         """Drop an index that is there."""
         if index.table is not None and index.name in self._names("indexes", index.table.name):
             super().drop_index(index, **options)
+
+    def correct_for_autogen_constraints(
+        self,
+        conn_unique_constraints: set[Any],
+        conn_indexes: set[Any],
+        metadata_unique_constraints: set[Any],
+        metadata_indexes: set[Any],
+    ) -> None:
+        """Leave out of a comparison the indexes that are meant to differ from the models'."""
+        super().correct_for_autogen_constraints(  # type: ignore[no-untyped-call]
+            conn_unique_constraints, conn_indexes, metadata_unique_constraints, metadata_indexes
+        )
+        differing = {
+            index.name
+            for index in metadata_indexes
+            if self._is_lacking(index) or any(isinstance(each, Label) for each in index.expressions)
+        }
+        for indexes in (conn_indexes, metadata_indexes):
+            indexes -= {index for index in indexes if index.name in differing}
 
     def _is_lacking(self, index: Index) -> bool:
         kind = index.dialect_options["postgresql"]["using"]

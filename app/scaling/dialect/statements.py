@@ -15,6 +15,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import NULLTYPE, TypeDecorator
 
+from app.core import wire
 from app.scaling.dialect.wording import boolean_query
 
 POSTGRESQL, MARIADB = "postgresql", "mariadb"
@@ -36,9 +37,10 @@ def insert_ignore(table: Table) -> Insert:
     return _InsertIgnore(table)
 
 
-def json_contains(column: Column[Any], value: dict[str, Any]) -> ColumnElement[bool]:
-    """Return the condition that the column's JSON object has all of `value`."""
-    return _JsonContains(column, literal(value, JSON().with_variant(JSONB(), POSTGRESQL)))
+def json_has(column: Column[Any], key: str, value: str | float) -> ColumnElement[bool]:
+    """Return the condition that the column's JSON object has `key` with exactly this text, number or truth."""
+    whole = literal({key: value}, JSON().with_variant(JSONB(), POSTGRESQL))
+    return _JsonHas(column, whole, literal(value, JSON()), literal(f"$.{wire.encode(key).decode()}", String()))
 
 
 def begins_with(column: Column[Any], prefix: str) -> ColumnElement[bool]:
@@ -84,20 +86,22 @@ def _(insert: _InsertIgnore, compiler: SQLCompiler, **options: Any) -> str:
     return f"{compiler.visit_insert(insert, **options)} ON DUPLICATE KEY UPDATE {key} = {key}"  # type: ignore[no-untyped-call]
 
 
-class _JsonContains(FunctionElement[Any]):
+class _JsonHas(FunctionElement[Any]):
     type = NULLTYPE  # as a Boolean, MariaDB would be asked whether it equals 1
     inherit_cache = True
 
 
-@compiles(_JsonContains, POSTGRESQL)
-def _(contains: _JsonContains, compiler: SQLCompiler, **options: Any) -> str:
-    column, value = contains.clauses
-    return f"{compiler.process(column, **options)} @> {compiler.process(value, **options)}"
+@compiles(_JsonHas, POSTGRESQL)
+def _(has: _JsonHas, compiler: SQLCompiler, **options: Any) -> str:
+    column, whole, _value, _path = has.clauses
+    return f"{compiler.process(column, **options)} @> {compiler.process(whole, **options)}"
 
 
-@compiles(_JsonContains, MARIADB)
-def _(contains: _JsonContains, compiler: SQLCompiler, **options: Any) -> str:
-    return f"JSON_CONTAINS({compiler.process(contains.clauses, **options)})"
+@compiles(_JsonHas, MARIADB)
+def _(has: _JsonHas, compiler: SQLCompiler, **options: Any) -> str:
+    column, value, path = (compiler.process(has.clauses.clauses[each], **options) for each in (0, 2, 3))
+    # A list that has the value among others contains it there, and is something else.
+    return f"(JSON_CONTAINS({column}, {value}, {path}) AND JSON_TYPE(JSON_EXTRACT({column}, {path})) <> 'ARRAY')"
 
 
 class _Lower(FunctionElement[str]):
