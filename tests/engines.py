@@ -38,6 +38,7 @@ class Words:
             date; `reconnect` undoes it.
         own_id: the number of the connection, as `id`.
         end: ends the connection of that number.
+        sleep: takes five seconds.
         waits_for_row: answers while somebody waits for the lock of a row.
     """
 
@@ -56,6 +57,7 @@ class Words:
     reconnect: tuple[str, ...]
     own_id: str
     end: str
+    sleep: str
     waits_for_row: str
 
 
@@ -76,6 +78,7 @@ WORDS = {
         reconnect=("ALTER SYSTEM RESET primary_conninfo", "SELECT pg_reload_conf()"),
         own_id="SELECT pg_backend_pid() AS id",
         end="SELECT pg_terminate_backend($1, 5000)",
+        sleep="SELECT pg_sleep(5)",
         waits_for_row="SELECT 1 FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'",
     ),
     "mariadb": Words(
@@ -96,6 +99,7 @@ WORDS = {
         reconnect=("START SLAVE IO_THREAD",),
         own_id="SELECT CONNECTION_ID() AS id",
         end="KILL $1",
+        sleep="SELECT SLEEP(5)",
         waits_for_row="SELECT 1 FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'",
     ),
 }[DATABASE]

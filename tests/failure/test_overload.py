@@ -14,6 +14,7 @@ from instances import Instance, ready
 from deploy.local.cluster import Cluster
 
 pytest_plugins = ("instances",)
+pytestmark = pytest.mark.postgresql("a lock of a whole table holds the reads up")
 
 CHEAP = "/api/v1/products?limit=1"
 HANGING = "/api/v1/admin/dead-letters"

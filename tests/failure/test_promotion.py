@@ -17,6 +17,8 @@ from conftest import ENVIRONMENT, PASSWORD, until
 from deploy.local.cluster import Cluster
 from deploy.local.programs import Sizes
 
+pytestmark = pytest.mark.postgresql("promoting is each engine's own; the election is the same code")
+
 INSTANCES = ("api-1", "api-2")
 REPLICAS = ("replica-1", "replica-2")
 CHEAP = {"SESSION_HASH_MEMORY": "8", "SESSION_HASH_PASSES": "1"}

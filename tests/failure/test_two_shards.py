@@ -15,6 +15,8 @@ from app.core.ids import LOGICAL_SHARDS, logical_shard
 from deploy.local.cluster import Cluster
 from deploy.local.programs import Sizes
 
+pytestmark = pytest.mark.postgresql("it runs a cluster of its own, on PostgreSQL")
+
 PASSWORD = "a long enough pass phrase"
 PRIMARIES = ("primary", "shard1-primary")
 

@@ -26,6 +26,7 @@ from app.scaling.dialect import Rows
 from deploy.local.cluster import Cluster
 
 pytest_plugins = ("quiet",)
+pytestmark = pytest.mark.postgresql("PgBouncer is about it, and the server's settings are its own")
 
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
 SERVER_CONNECTIONS = 3

@@ -22,6 +22,7 @@ from app.scaling import outbox
 from app.wiring import Resources
 
 pytest_plugins = ("quiet",)
+pytestmark = pytest.mark.postgresql("the messages of its protocol are counted")
 
 PAGE = Path(__file__).parents[2] / "docs" / "patterns" / "queries.md"
 PASSWORD = "a long enough pass phrase"

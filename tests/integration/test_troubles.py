@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import pytest
 from conftest import until
+from engines import WORDS
 from quiet import REPLICAS, Servers, stranger
 from sqlalchemy import insert, select, text, update
 from sqlalchemy.exc import DBAPIError
@@ -45,7 +46,7 @@ def healthy(database: Database) -> list[bool]:
 )
 async def test_a_slow_query_times_out_and_costs_no_replica_its_reads(hasty: Database) -> None:
     with pytest.raises(TimedOut) as refusal:
-        await hasty.reader().first(text("SELECT pg_sleep(5)"))
+        await hasty.reader().first(text(WORDS.sleep))
     assert refusal.value.code == "database_timeout"
     assert healthy(hasty) == [True, True]
 
@@ -53,9 +54,10 @@ async def test_a_slow_query_times_out_and_costs_no_replica_its_reads(hasty: Data
 async def test_a_slow_statement_of_a_write_times_out(hasty: Database) -> None:
     with pytest.raises(TimedOut):
         async with hasty.writer() as writer:
-            await writer.first(text("SELECT pg_sleep(5)"))
+            await writer.first(text(WORDS.sleep))
 
 
+@pytest.mark.postgresql("only asyncpg refuses values itself")
 @pytest.mark.sabotage(
     path="app/scaling/dialect/postgresql.py",
     take_out="if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):",
@@ -67,6 +69,7 @@ async def test_a_value_that_the_driver_refuses_is_our_mistake_and_costs_no_repli
     assert healthy(quiet.database) == [True, True]
 
 
+@pytest.mark.postgresql("its way of making one connection read-only")
 @pytest.mark.sabotage(
     path="app/scaling/dialect/__init__.py",
     take_out="        failure.is_disconnect = True",
@@ -88,6 +91,7 @@ async def test_a_primary_that_is_none_any_more_is_an_outage_and_its_connections_
     await write()
 
 
+@pytest.mark.postgresql("the time of one statement's lock is set in its words")
 @pytest.mark.sabotage(
     path="app/scaling/dialect/postgresql.py", take_out="(asyncpg.LockNotAvailableError, asyncpg", put="(asyncpg"
 )
