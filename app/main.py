@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api import (
     admin,
+    assets,
     catalog,
     documentation,
     events,
@@ -46,6 +47,7 @@ _STEPS = select(column("version_num", String)).select_from(table("alembic_versio
 ROUTERS = (
     health.router,
     profiles.router,
+    assets.router,
     sessions.router,
     catalog.router,
     orders.router,

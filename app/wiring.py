@@ -16,6 +16,7 @@ from app.domain.orders.invoicing import Invoices
 from app.domain.orders.mail import Mail
 from app.domain.orders.service import Orders
 from app.domain.payments.service import Payments
+from app.domain.profiles.avatars import Avatars
 from app.domain.profiles.directory import Directory
 from app.domain.profiles.passwords import Passwords
 from app.domain.profiles.service import Profiles
@@ -63,6 +64,7 @@ class Resources:
     directory: Directory
     passwords: Passwords
     profiles: Profiles
+    avatars: Avatars
     sessions: Sessions
     admissions: Admissions
     catalog: Catalog
@@ -107,7 +109,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         cache = Cache(values, near)
         stack.push_async_callback(cache.stop)
         cursors = Cursors(secret)
-        storage = Storage(settings.storage, secret, settings.service.public_url)
+        storage = Storage(settings.storage, secret, settings.service.public_url, settings.service.region)
         directory = Directory(database, secret)
         profiles = Profiles(database, directory, cache, cursors, passwords)
         catalog = Catalog(database, cache, cursors)
@@ -139,6 +141,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             directory=directory,
             passwords=passwords,
             profiles=profiles,
+            avatars=Avatars(database, storage, profiles),
             sessions=Sessions(database, pipe, near, positions, known=profiles, settings=settings.sessions),
             admissions=admissions,
             catalog=catalog,

@@ -56,7 +56,8 @@ ROUTES: dict[str, tuple[str, ...]] = {
     "order.cancelled": ("emails.confirm_cancellation",),
     "profile.created": (),
     "profile.updated": ("upkeep.refresh_profile",),
-    "profile.erased": ("upkeep.end_sessions", "upkeep.refresh_profile", "invoices.forget_buyer"),
+    "profile.erased": ("upkeep.end_sessions", "upkeep.erase_avatar", "upkeep.refresh_profile", "invoices.forget_buyer"),
+    "avatar.expected": ("upkeep.accept_avatar",),
     "job.asked": ("reports.make",),
     "session.ended": ("upkeep.forget_sessions",),
 }

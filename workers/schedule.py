@@ -20,6 +20,7 @@ SCHEDULE: dict[str, float] = {
     "upkeep.reconcile_payments": 60 * MINUTE,
     # Rows live for days; an hour more or less is nothing, and each run deletes little.
     "upkeep.purge": 60 * MINUTE,
+    "upkeep.sweep_uploads": 24 * 60 * MINUTE,
     # Whoever asked for a report that nobody makes is told so within an hour and a quarter.
     "upkeep.purge_jobs": 15 * MINUTE,
 }

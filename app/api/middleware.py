@@ -37,7 +37,9 @@ from app.core.errors import Forbidden, Invalid, ServiceError, TimedOut, TooLarge
 from app.core.settings import Settings
 from app.core.signing import BadSignature
 from app.core.telemetry import logger, request_finished
+from app.domain.profiles.avatars import LARGEST
 from app.domain.sessions.rules import Session
+from app.scaling.storage import LINK_PATH
 
 log = logger(__name__)
 
@@ -52,7 +54,7 @@ def layers(settings: Settings) -> list[Middleware]:
         # First, because it writes what all others raise, and times, logs and counts them.
         Middleware(RequestEdge, settings=settings),
         # Before anything that costs something: a body that is too long is refused unread.
-        Middleware(BodyLimit, limit=settings.service.body_limit),
+        Middleware(BodyLimit, limit=settings.service.body_limit, upload_limit=LARGEST),
         # Around all that asks a dependency, the session's look-up included.
         Middleware(Deadline),
         # Before anything that asks a dependency, and cheap itself: past its capacity the instance refuses here.
@@ -171,34 +173,37 @@ class _Outgoing:
 
 
 class BodyLimit:
-    """Refuses a body over `limit` bytes: by what it says of itself, or else as soon as it is longer."""
+    """Refuses a body over `limit` bytes: by what it says of itself, or else as soon as it is longer.
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    An upload to a link of ours may have `upload_limit`, and the link says less.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int, upload_limit: int) -> None:
         self._app = app
         self._limit = limit
+        self._upload_limit = upload_limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on with its body counted."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        is_upload = scope["method"] == "PUT" and scope["path"].startswith(f"{LINK_PATH}/")
+        limit = self._upload_limit if is_upload else self._limit
         declared = Headers(scope=scope).get("content-length", "0")
-        if not (declared.isascii() and declared.isdigit()) or int(declared) > self._limit:
-            raise self._error()
+        if not (declared.isascii() and declared.isdigit()) or int(declared) > limit:
+            raise TooLarge(f"The body may have {limit} bytes at most.")
         seen = 0
 
         async def counted() -> MutableMapping[str, Any]:
             nonlocal seen
             message = await receive()
             seen += len(message.get("body", b""))
-            if seen > self._limit:
-                raise self._error()
+            if seen > limit:
+                raise TooLarge(f"The body may have {limit} bytes at most.")
             return message
 
         await self._app(scope, counted, send)
-
-    def _error(self) -> TooLarge:
-        return TooLarge(f"The body may have {self._limit} bytes at most.")
 
 
 class Deadline:

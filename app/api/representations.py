@@ -26,6 +26,8 @@ CACHING = {
     "product": "public, max-age=30, stale-while-revalidate=60",
     # Shown to everybody, but personal: no shared cache keeps it, and a browser asks each time, which costs it a 304.
     "profile": "private, no-cache",
+    # Named by its content, so it never changes; a day is how long a copy may outlive its erasure.
+    "asset": "public, max-age=86400, immutable",
     # Behind a link that is valid for minutes and for whoever has it; an invoice is nobody else's to keep.
     "file": "private, no-store",
     # Part of a release of the package they come from.

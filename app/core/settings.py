@@ -225,6 +225,8 @@ class StorageSettings(_Group):
 
     url: Annotated[str, _url("s3", "gs", "az", "file")]
     link_seconds: int = Field(default=300, ge=10, le=7 * 24 * 3600)
+    # The CDN in front of the bucket, for its public objects: https://{region}.cdn.example.com, which REGION fills in.
+    public_url: Annotated[str, _url("http", "https")] | None = None
 
 
 class PaymentSettings(_Group):

@@ -5,7 +5,8 @@ object is short-lived: signed by the storage where it can, by us where it is a f
 """
 
 from contextlib import suppress
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,7 +26,18 @@ LINK_PATH = "/files"
 TIMEOUT = 5.0  # seconds a try
 # A report of the largest range is some 30 MB: half a minute at a tenth of what a bucket takes.
 FILE_TIMEOUT = 30.0  # seconds a try
+# Signed as long as a kept redirect to it may live, a day, and one more; the longest that S3 signs are seven.
+PUBLIC_SECONDS = 2 * 24 * 3600
 _FAILURES = (BaseError, OSError)
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """Where to PUT an object, with which headers, until when."""
+
+    url: str
+    headers: dict[str, str]
+    expires_at: datetime
 
 
 class Storage:
@@ -35,9 +47,10 @@ class Storage:
         settings: its URL and how long a link lives.
         secret: signs the links to a folder.
         public_url: where clients reach this service, for those links.
+        region: where this process runs, for the address of its CDN.
     """
 
-    def __init__(self, settings: StorageSettings, secret: bytes, public_url: str) -> None:
+    def __init__(self, settings: StorageSettings, secret: bytes, public_url: str, region: str = "local") -> None:
         parts = urlsplit(settings.url)
         self._folder = parts.scheme == "file"
         self._store: Any = LocalStore(prefix=Path(parts.path), mkdir=True) if self._folder else from_url(settings.url)
@@ -46,6 +59,8 @@ class Storage:
         self.files = Outbound("storage-files", timeout=FILE_TIMEOUT, concurrency=4, waiting=16, failures=_FAILURES)
         self._link_seconds = settings.link_seconds
         self._signer = Signer(secret, "file link")
+        self._upload_signer = Signer(secret, "upload link")
+        self._cdn = (settings.public_url or "").replace("{region}", region).rstrip("/")
         self._public_url = public_url.rstrip("/")
 
     async def put(self, key: str, content: bytes, content_type: str) -> None:
@@ -99,20 +114,76 @@ class Storage:
             raise NotFound("There is no such object.")
         return content
 
-    async def link(self, key: str, now: float) -> str:
+    async def link(self, key: str, now: float, seconds: int | None = None) -> str:
         """Return an address at which `key` can be fetched for the next few minutes, without a session.
 
         Args:
             key: the object.
             now: seconds since 1970.
+            seconds: for so long instead.
         """
+        seconds = seconds or self._link_seconds
         if self._folder:
-            return f"{self._public_url}{LINK_PATH}/{self._signer.sign([key, int(now) + self._link_seconds])}"
-        return str(await obstore.sign_async(self._store, "GET", key, timedelta(seconds=self._link_seconds)))
+            return f"{self._public_url}{LINK_PATH}/{self._signer.sign([key, int(now) + seconds])}"
+        return str(await obstore.sign_async(self._store, "GET", key, timedelta(seconds=seconds)))
+
+    async def address(self, key: str, now: float) -> str:
+        """Return where anybody can fetch a public object for a day at least: on the region's CDN, if it has one."""
+        return f"{self._cdn}/{key}" if self._cdn else await self.link(key, now, PUBLIC_SECONDS)
+
+    async def upload_link(self, key: str, content_type: str, size: int, now: datetime) -> Upload:
+        """Return where somebody may put an object of their own under `key` within the next few minutes.
+
+        A folder's link takes nothing of another type or larger. A bucket signs neither: look at `size` before you read.
+        """
+        expires_at = now.replace(microsecond=0) + timedelta(seconds=self._link_seconds)
+        if self._folder:
+            signed = self._upload_signer.sign([key, content_type, size, int(expires_at.timestamp())])
+            url = f"{self._public_url}{LINK_PATH}/{signed}"
+        else:
+            url = str(await obstore.sign_async(self._store, "PUT", key, timedelta(seconds=self._link_seconds)))
+        return Upload(url, {"Content-Type": content_type}, expires_at)
+
+    async def size(self, key: str) -> int | None:
+        """Return the size in bytes of the object under `key`, or None if there is none.
+
+        Raises:
+            Unavailable: if the storage does not answer.
+        """
+        try:
+            return await self.outbound.call(lambda: self._head(key))
+        except (*_FAILURES, TimeoutError) as error:
+            raise Unavailable("Object storage does not answer right now; try again.", code="storage_down") from error
+
+    async def delete_below(self, prefix: str, before: datetime | None = None) -> int:
+        """Delete the objects below `prefix`, only those from `before` a moment if given; return how many.
+
+        Raises:
+            Unavailable: if the storage does not answer.
+        """
+        try:
+            return await self.files.call(lambda: self._remove_below(prefix, before))
+        except (*_FAILURES, TimeoutError) as error:
+            raise Unavailable("Object storage does not answer right now; try again.", code="storage_down") from error
 
     async def _remove(self, key: str) -> None:
         with suppress(FileNotFoundError):  # a folder says so, a bucket does not
             await obstore.delete_async(self._store, key)
+
+    async def _remove_below(self, prefix: str, before: datetime | None) -> int:
+        count = 0
+        async for batch in obstore.list(self._store, prefix=prefix):
+            paths = [found["path"] for found in batch if before is None or found["last_modified"] < before]
+            if paths:
+                await obstore.delete_async(self._store, paths)
+            count += len(paths)
+        return count
+
+    async def _head(self, key: str) -> int | None:
+        try:
+            return int((await obstore.head_async(self._store, key))["size"])
+        except FileNotFoundError:  # an answer, not a failure of the storage
+            return None
 
     async def _fetch(self, key: str) -> bytes | None:
         try:
@@ -127,10 +198,26 @@ class Storage:
         Raises:
             NotFound: if the link is not ours or has expired.
         """
-        try:
-            key, expires_at = self._signer.open(signed)
-        except BadSignature:
-            key, expires_at = "", 0
-        if now > expires_at:
-            raise NotFound("This link has expired; ask for a new one.", code="link_expired")
+        (key,) = _opened(self._signer, signed, now)
         return str(key)
+
+    def open_upload(self, signed: str, now: float) -> tuple[str, str, int]:
+        """Return key, content type and largest size of what a link of ours allows to put into a folder.
+
+        Raises:
+            NotFound: if the link is not ours or has expired.
+        """
+        key, content_type, size = _opened(self._upload_signer, signed, now)
+        return str(key), str(content_type), int(size)
+
+
+def _opened(signer: Signer, signed: str, now: float) -> list[Any]:
+    """Return what a link of ours names, its end excepted."""
+    named: list[Any]
+    try:
+        *named, expires_at = signer.open(signed)
+    except BadSignature:
+        named, expires_at = [], 0
+    if now > expires_at:
+        raise NotFound("This link has expired; ask for a new one.", code="link_expired")
+    return named

@@ -225,7 +225,7 @@ async def test_an_object_comes_back_as_it_was_put_also_when_put_twice(storage: S
         await storage.get("invoices/2.pdf")
 
 
-@pytest.mark.sabotage(path="app/scaling/storage.py", take_out="        if now > expires_at:", put="        if not key:")
+@pytest.mark.sabotage(path="app/scaling/storage.py", take_out="    if now > expires_at:", put="    if not named:")
 async def test_a_link_opens_its_object_until_it_expires(storage: Storage) -> None:
     link = await storage.link("invoices/1.pdf", now=1000.0)
     signed = urlsplit(link).path.rpartition("/")[2]

@@ -1,7 +1,7 @@
 """All tasks and chores of the workers; `workers/relay.py` says which events the tasks follow."""
 
 from workers.task import Task
-from workers.tasks import confirmed, orders, reports, upkeep
+from workers.tasks import avatars, confirmed, orders, reports, upkeep
 from workers.tasks.upkeep import Chore
 
 TASKS: tuple[Task, ...] = (
@@ -17,9 +17,17 @@ TASKS: tuple[Task, ...] = (
     confirmed.confirm_cancellation,
     confirmed.record_sale,
     reports.make_report,
+    avatars.accept_avatar,
+    avatars.erase_avatar,
     upkeep.forget_sessions,
     upkeep.end_sessions,
     upkeep.refresh_profile,
 )
 
-CHORES: tuple[Chore, ...] = (upkeep.sweep_directory, upkeep.reconcile_payments, upkeep.purge, upkeep.purge_jobs)
+CHORES: tuple[Chore, ...] = (
+    upkeep.sweep_directory,
+    upkeep.reconcile_payments,
+    upkeep.purge,
+    upkeep.purge_jobs,
+    upkeep.sweep_uploads,
+)

@@ -16,6 +16,7 @@ from app.core import context
 from app.core.errors import Unavailable
 from app.core.telemetry import TASKS, logger
 from app.domain.payments.reconciliation import reconcile
+from app.domain.profiles.avatars import UPLOADS
 from app.domain.sessions.tables import sessions
 from app.scaling.idempotency import idempotency_keys
 from app.scaling.locks import LockLost
@@ -30,6 +31,8 @@ log = logger(__name__)
 PURGE_BATCH = 1000
 # Jobs whose results go in one round, one call of the object storage each.
 PURGE_JOBS = 100
+# By far longer than a link for an upload lives, and than its task may wait for a storage that is down.
+ABANDONED = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +185,14 @@ async def purge_jobs(resources: Resources) -> None:
         log.error("jobs are overdue", jobs=failed)
     while await resources.jobs.purge(PURGE_JOBS) == PURGE_JOBS:
         pass
+
+
+@chore("upkeep.sweep_uploads", seconds=600.0)
+async def sweep_uploads(resources: Resources) -> None:
+    """Delete uploads that were never asked for again: sent twice, or while nobody looked."""
+    deleted = await resources.storage.delete_below(UPLOADS, datetime.now(UTC) - ABANDONED)
+    if deleted:
+        log.info("swept uploads", objects=deleted)
 
 
 async def _delete(resources: Resources, shard: int, kept: Kept) -> int:

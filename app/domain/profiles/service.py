@@ -200,6 +200,27 @@ class Profiles:
         await self._written(profile, writer.shard)
         return profile
 
+    async def wear(self, profile_id: UUID, avatar_key: str) -> str | None:
+        """Show the stored avatar from now on; return the key of the one before, if there was one.
+
+        Raises:
+            NotFound: if the profile is erased.
+        """
+        async with self._database.writer(profile_id) as writer:
+            before = await writer.first(_by_id(profile_id).with_for_update())
+            if before is None:
+                raise NotFound("There is no such profile.")
+            await writer.run(
+                update(profiles)
+                .where(*_current(profile_id, before.version))
+                .values(avatar_key=avatar_key, version=before.version + 1, updated_at=datetime.now(UTC))
+            )
+            row = await writer.first(_by_id(profile_id))
+            await _tell(writer, "profile.updated", profile_id, before.version + 1)
+        await self._written(_profile(row), writer.shard)
+        key: str | None = before.avatar_key
+        return key
+
     async def erase(self, profile_id: UUID, version: int) -> None:
         """Erase the personal data of the profile at `version`; its orders stay, without it.
 

@@ -1,0 +1,232 @@
+"""The object storage, a folder and an S3 endpoint alike: objects, links, uploads; and avatars on either."""
+
+import asyncio
+import io
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from time import time
+from uuid import uuid4
+
+import httpx
+import pytest
+from apart import Apart, apart_from
+from conftest import until
+from PIL import Image
+
+from app.core.errors import NotFound, Unavailable
+from app.core.settings import StorageSettings
+from app.domain.profiles.avatars import Avatars, Expected, draw
+from app.domain.profiles.rules import NewProfile, Profile
+from app.scaling.storage import Storage
+from deploy.local.cluster import Cluster
+
+SECRET = b"x" * 32
+PUBLIC = "http://shop.example"
+
+
+@pytest.fixture(scope="module")
+async def endpoint() -> AsyncIterator[str]:
+    """An S3 endpoint with an empty bucket."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(  # noqa: ASYNC220, S603  # starting it takes a moment only
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    url = f"http://127.0.0.1:{port}"
+
+    async def made() -> bool:
+        with suppress(httpx.TransportError):
+            async with httpx.AsyncClient() as client:
+                return (await client.put(f"{url}/assets")).is_success
+        return False
+
+    try:
+        await until(made, seconds=60)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture(scope="module", params=["folder", "s3"])
+def storage(
+    request: pytest.FixtureRequest, endpoint: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Storage]:
+    """A storage of either kind."""
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in {
+            "AWS_ENDPOINT": endpoint,
+            "AWS_ALLOW_HTTP": "true",
+            "AWS_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+        }.items():
+            patched.setenv(name, value)
+        folder = tmp_path_factory.mktemp("storage").as_uri()
+        yield Storage(StorageSettings(url="s3://assets" if request.param == "s3" else folder), SECRET, PUBLIC, "here")
+
+
+@pytest.fixture(scope="module")
+async def apart(cluster: Cluster) -> AsyncIterator[Apart]:
+    async with apart_from(cluster) as made:
+        yield made
+
+
+async def upload(storage: Storage, key: str, content: bytes, content_type: str = "image/png") -> None:
+    """Put an object as a client does, through its link; a folder's link leads to an instance, which is not here."""
+    link = await storage.upload_link(key, content_type, len(content), datetime.now(UTC))
+    if link.url.startswith(PUBLIC):
+        named, _, _ = storage.open_upload(link.url.rpartition("/")[2], time())
+        await storage.put(named, content, content_type)
+        return
+    async with httpx.AsyncClient() as client:
+        (await client.put(link.url, content=content, headers=link.headers)).raise_for_status()
+
+
+def picture(kind: str = "PNG", size: tuple[int, int] = (800, 600), **options: object) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", size, "teal").save(out, kind, **options)
+    return out.getvalue()
+
+
+async def test_what_is_put_can_be_got_measured_and_deleted(storage: Storage, tmp_path: Path) -> None:
+    key, file = f"things/{uuid4()}", tmp_path / "large"
+    await asyncio.to_thread(file.write_bytes, b"x" * 12_000_000)  # more than one part
+    await storage.put(key, b"content", "text/plain")
+    await storage.put_file(f"{key}-large", file, "text/plain")
+    assert await storage.get(key) == b"content"
+    assert (await storage.size(key), await storage.size(f"{key}-large")) == (7, 12_000_000)
+    await storage.delete(key)
+    await storage.delete(key)
+    assert await storage.size(key) is None
+    with pytest.raises(NotFound):
+        await storage.get(key)
+
+
+async def test_a_prefix_is_deleted_and_its_neighbour_stays(storage: Storage) -> None:
+    one, other = uuid4(), uuid4()
+    for key in (f"a/{one}/1", f"a/{one}/2", f"a/{other}/1"):
+        await storage.put(key, b"x", "text/plain")
+    assert await storage.delete_below(f"a/{one}", datetime.now(UTC) - timedelta(hours=1)) == 0, "they are new"
+    assert await storage.delete_below(f"a/{one}") == 2
+    assert await storage.size(f"a/{other}/1") == 1
+
+
+async def test_a_link_of_a_bucket_needs_no_credentials(storage: Storage) -> None:
+    key = f"things/{uuid4()}"
+    await storage.put(key, b"content", "text/plain")
+    link = await storage.link(key, time())
+    if link.startswith(PUBLIC):
+        assert storage.open_link(link.rpartition("/")[2], time()) == key
+        return
+    async with httpx.AsyncClient() as client:
+        answer = await client.get(link)
+    assert (answer.content, answer.headers["content-type"]) == (b"content", "text/plain")
+
+
+async def test_the_regions_network_is_where_assets_are(tmp_path: Path) -> None:
+    settings = StorageSettings(url=tmp_path.as_uri(), public_url="https://{region}.cdn.example/")
+    assert (
+        await Storage(settings, SECRET, PUBLIC, "eu-west").address("avatars/x", 0)
+        == "https://eu-west.cdn.example/avatars/x"
+    )
+
+
+async def member(apart: Apart) -> Profile:
+    return await apart.resources.profiles.sign_up(
+        NewProfile(f"{uuid4().hex}@example.com", "a long enough phrase", "Ada")
+    )
+
+
+def expected(profile: Profile, size: int, content_type: str = "image/png", seconds: float = 60) -> Expected:
+    return Expected(f"uploads/{profile.id}/{uuid4().hex}", content_type, size, time() + seconds)
+
+
+async def shown(apart: Apart, profile: Profile) -> str | None:
+    return (await apart.resources.profiles.own(profile.id)).avatar_url
+
+
+async def test_an_upload_is_shown_as_a_picture_of_our_own(storage: Storage, apart: Apart) -> None:
+    profile, avatars = await member(apart), Avatars(apart.resources.database, storage, apart.resources.profiles)
+    content = picture()
+    waiting = expected(profile, len(content))
+    with pytest.raises(Unavailable):
+        await avatars.accept(profile.id, waiting)
+    await upload(storage, waiting.key, content)
+    await avatars.accept(profile.id, waiting)
+    first = str(await shown(apart, profile)).removeprefix("/api/v1/assets/")
+    with Image.open(io.BytesIO(await storage.get(first))) as image:
+        assert (image.format, image.size) == ("WEBP", (512, 384))
+    assert await storage.size(waiting.key) is None
+    await avatars.accept(profile.id, expected(profile, 1, seconds=-1))  # a link that nobody used
+    again = expected(profile, 10**6)
+    await upload(storage, again.key, picture(size=(64, 64)))
+    await avatars.accept(profile.id, again)
+    second = str(await shown(apart, profile)).removeprefix("/api/v1/assets/")
+    assert second != first
+    assert await storage.size(first) is None, "the one before is gone"
+    await avatars.erase(profile.id)
+    assert await storage.size(second) is None
+
+
+@pytest.mark.sabotage("app/domain/profiles/avatars.py", "if size <= expected.size:", "if True:")
+async def test_what_is_not_what_was_announced_is_never_shown(storage: Storage, apart: Apart) -> None:
+    profile, avatars = await member(apart), Avatars(apart.resources.database, storage, apart.resources.profiles)
+    page = b"<script>alert(1)</script>"
+    for content, announced in (
+        (page, expected(profile, len(page))),
+        (picture("JPEG"), expected(profile, 10**6)),
+        (picture(), expected(profile, 10)),
+        (picture()[:200], expected(profile, 10**6)),
+    ):
+        await upload(storage, announced.key, content)
+        await avatars.accept(profile.id, announced)
+        assert await shown(apart, profile) is None
+        assert await storage.size(announced.key) is None
+
+
+async def test_a_profile_that_is_erased_meanwhile_shows_nothing(storage: Storage, apart: Apart) -> None:
+    profile, avatars = await member(apart), Avatars(apart.resources.database, storage, apart.resources.profiles)
+    announced = expected(profile, 10**6)
+    await upload(storage, announced.key, picture())
+    await apart.resources.profiles.erase(profile.id, profile.version)
+    await avatars.accept(profile.id, announced)
+    assert await storage.delete_below(f"avatars/{profile.id}") == 0
+
+
+@pytest.mark.sabotage("app/domain/profiles/avatars.py", "image.width * image.height > MOST_PIXELS", "image.width < 0")
+def test_a_picture_that_would_fill_the_memory_is_not_decoded() -> None:
+    assert draw(picture(size=(5000, 5000)), "image/png") is None
+    assert draw(picture(size=(4000, 3000)), "image/png") is not None
+
+
+def test_nothing_but_pixels_gets_through() -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "a camera that tells"
+    drawn = draw(picture("JPEG", exif=exif, comment=b"<script>"), "image/jpeg")
+    assert drawn is not None
+    with Image.open(io.BytesIO(drawn)) as image:
+        assert not image.getexif()
+    assert b"tells" not in drawn
+    assert b"<script>" not in drawn
+
+
+async def test_nobody_uploads_without_a_link_of_ours(tmp_path: Path) -> None:
+    storage = Storage(StorageSettings(url=tmp_path.as_uri()), SECRET, PUBLIC, "here")
+    link = await storage.upload_link("uploads/x", "image/png", 5, datetime.now(UTC))
+    signed = link.url.rpartition("/")[2]
+    assert storage.open_upload(signed, time()) == ("uploads/x", "image/png", 5)
+    with pytest.raises(NotFound):
+        storage.open_upload(signed, time() + 301)
+    with pytest.raises(NotFound):
+        storage.open_link(signed, time())
+    with pytest.raises(NotFound):
+        storage.open_upload((await storage.link("uploads/x", time())).rpartition("/")[2], time())
