@@ -256,6 +256,25 @@ def run_chore(
         raise typer.Exit(operations.run_chore(chore))
 
 
+@cli.command("consume-events", rich_help_panel="Operations")
+def consume_events(
+    group: Annotated[str, typer.Argument(help="Whose events; each group gets all of them.", show_default=False)],
+    *,
+    name: Annotated[
+        str | None, typer.Option(help="Of this consumer in the group; the host's name if not given.")
+    ] = None,
+    claim_after: Annotated[
+        float, typer.Option(min=0.1, help="Seconds after which what a dead consumer held is taken over.")
+    ] = 30.0,
+    from_start: Annotated[
+        bool, typer.Option("--from-start", help="A new group begins with the oldest event, not with the next.")
+    ] = False,
+) -> None:
+    """Print events of orders and profiles as a consumer group gets them, one JSON object a line, until Ctrl-C."""
+    with _operating() as operations:
+        raise typer.Exit(operations.consume_events(group, name, claim_after, from_start=from_start))
+
+
 @cli.command(rich_help_panel="Operations")
 def reconcile(
     *, hours: Annotated[float, typer.Option(min=0, help="Compare payments that moved in so many hours.")] = 26.0

@@ -4,13 +4,14 @@ Every function opens its own `Resources`, prints what it found for a person, and
 """
 
 import asyncio
+import signal
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from uuid import UUID
 
 import typer
 
-from app.core import context
+from app.core import context, wire
 from app.core.errors import ServiceError
 from app.core.settings import load_settings
 from app.core.telemetry import configure_logging
@@ -20,7 +21,9 @@ from app.scaling import budget, dialect
 from app.scaling.deadletters import DeadLetter
 from app.scaling.live_map import ranges_in_words
 from app.scaling.mover import Mover
+from app.scaling.redis_link import RedisDown
 from app.wiring import Resources, open_resources
+from workers.consumer import Consumer, Event, UnknownSchema
 from workers.task import Outcome
 from workers.tasks import CHORES
 from workers.tasks.upkeep import attend
@@ -159,6 +162,32 @@ def move_shards(first: int, last: int, target: int) -> int:
         mover = Mover(resources.database, resources.settings.service.request_deadline, typer.echo)
         count = await mover.move(first, last, target)
         typer.echo(f"{count} logical shards moved." if count else f"Shard {target} holds all of them already.")
+        return DONE
+
+    return _with_resources(work)
+
+
+def consume_events(group: str, name: str | None, claim_after: float, *, from_start: bool) -> int:
+    """Print the events of the stream as one consumer of `group`, one JSON object a line, until SIGTERM or SIGINT."""
+
+    async def show(event: Event) -> None:
+        typer.echo(wire.encode(event.to_json()))
+
+    async def work(resources: Resources) -> int:
+        own = name or resources.settings.service.instance
+        consumer = Consumer(resources.redis, group, own, show, claim_after=claim_after)
+        stopping = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+        try:
+            await consumer.join(from_start=from_start)
+            await consumer.serve(stopping)
+        except RedisDown:
+            typer.echo("Redis does not answer; is the cluster running?", err=True)
+            return FOUND_SOMETHING
+        except UnknownSchema as error:
+            typer.echo(str(error), err=True)
+            return FOUND_SOMETHING
         return DONE
 
     return _with_resources(work)

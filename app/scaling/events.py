@@ -1,7 +1,7 @@
 """Events for other services and for customers who watch: what happens to orders and profiles, in a Redis Stream.
 
-The stream is a copy for subscribers, bounded, at least once; the outbox stays the truth. Readers drop
-an `id` that they have seen. An instance reads the stream once for all who watch
+The stream is a copy for subscribers, bounded, at least once; the outbox stays the truth. `docs/schemas/event.v1.json`
+describes an entry; readers drop an `id` that they have seen. An instance reads the stream once for all who watch
 something through it, and only while somebody does.
 """
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 MORE_THAN_THERE_IS = 1000
 
 JSON = "-H 'Content-Type: application/json'"
+AS_ADMIN = '-H "Authorization: Bearer $admin"'
 SIGNED_IN = '-H "Authorization: Bearer $token"'
 
 
@@ -68,6 +69,38 @@ def stops(url: str, mailbox: str) -> list[Stop]:
         ),
         Stop("An order whose payment is declined", [_order(1, "tok_declined"), _until("rejected")]),
         Stop("An order of more than there is", [_order(MORE_THAN_THERE_IS, "tok_ok"), _until("rejected")]),
+        Stop(
+            "Its history as server-sent events; of an order under way they come as they happen",
+            [f"""curl -sN "$api/orders/$order/events" {SIGNED_IN}"""],
+        ),
+        Stop(
+            "What goes well with the product",
+            [f"""curl -s "$api/products/$product/recommendations" {SIGNED_IN}; echo"""],
+        ),
+        Stop(
+            "An avatar, straight into the object storage; here a picture of the API's own page",
+            [
+                """curl -s -o you.png "${api%/api/v1}/docs/favicon.png\"""",
+                f"""me=$(curl -s $api/profiles/me {SIGNED_IN} | first id)""",
+                f"""upload=$(curl -s -X PUT $api/profiles/$me/avatar {SIGNED_IN} {JSON} \\""",
+                """  -d '{"content_type": "image/png", "size": '$(($(wc -c < you.png)))'}' | first upload_url)""",
+                """curl -s -T you.png -H 'Content-Type: image/png' "$upload\"""",
+                f"""until avatar=$(curl -s $api/profiles/me {SIGNED_IN} | first avatar_url) && test "$avatar\"""",
+                "do sleep 1; done",
+                """curl -sL -o avatar.webp "${api%/api/v1}$avatar"; ls -l avatar.webp""",
+            ],
+        ),
+        Stop(
+            "A report of today's sales, for the administrator",
+            [
+                f"""admin=$(curl -s $api/sessions {JSON} \\""",
+                """  -d '{"email": "admin@example.com", "password": "correct horse battery"}' | first token)""",
+                f"""job=$(curl -s $api/reports {AS_ADMIN} {JSON} \\""",
+                """  -d '{"kind": "sales", "from": "'$(date -u +%F)'", "to": "'$(date -u +%F)'"}' | first job_id)""",
+                f"""until curl -s $api/jobs/$job {AS_ADMIN} | tee job.json | grep '"done"'; do sleep 0.3; done""",
+                """curl -s "$(first result_url < job.json)\"""",
+            ],
+        ),
     ]
 
 
