@@ -84,7 +84,7 @@ def test_a_replica_that_failed_a_read_takes_no_more_until_its_watcher_sees_it() 
     assert {made.choose(0).name for _ in range(50)} == {"replica-2"}
 
 
-REPLICA = "postgresql://u@127.0.0.1:2/x"
+PRIMARY, REPLICA = "postgresql://u@127.0.0.1:1/nowhere", "postgresql://u@127.0.0.1:2/nowhere"
 
 
 class Connection:
@@ -107,14 +107,18 @@ class Connection:
 async def test_a_watcher_outlives_whatever_a_starting_replica_does(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    address = ShardAddress(primary="postgresql://u@127.0.0.1:1/x", replicas=(REPLICA,), first=0, last=1023)
+    address = ShardAddress(primary=PRIMARY, replicas=(REPLICA,), first=0, last=1023)
     made = ReplicaSet(0, address, DatabaseSettings(replica_poll=0.001))
     answers: list[Exception | Connection] = [error, error, Connection()]
     seen_down, joined = asyncio.Event(), asyncio.Event()
 
-    async def connect(url: str, *_: Any, **__: Any) -> Connection:
-        if url != REPLICA:
+    real_connect, real_state = dialect.connect, dialect.state
+
+    async def connect(url: str, *arguments: Any, **more: Any) -> Any:
+        if url == PRIMARY:
             raise ConnectionRefusedError
+        if url != REPLICA:  # other tests' instances live in this process as well
+            return await real_connect(url, *arguments, **more)
         if len(answers) < 3:
             await seen_down.wait()
         answer = answers.pop(0)
@@ -122,7 +126,9 @@ async def test_a_watcher_outlives_whatever_a_starting_replica_does(
             raise answer
         return answer
 
-    async def state(_: Any) -> dialect.State:
+    async def state(connection: Any) -> dialect.State:
+        if not isinstance(connection, Connection):
+            return await real_state(connection)
         joined.set()
         return dialect.State(is_primary=False, position=7, received=7, history=1)
 

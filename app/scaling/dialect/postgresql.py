@@ -179,7 +179,6 @@ _TROUBLES = (
         Trouble.LOST,
         (
             asyncpg.PostgresConnectionError,
-            asyncpg.InterfaceError,
             asyncpg.InternalClientError,
             asyncpg.OperatorInterventionError,  # shutting down, starting up, or our statement met a restart
             asyncpg.IdleInTransactionSessionTimeoutError,
@@ -192,7 +191,7 @@ _TROUBLES = (
 
 def trouble(error: BaseException) -> Trouble | None:
     """Return what befell a statement."""
-    # Of asyncpg's own errors those are ours that say that a value or an option is wrong.
-    if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
-        return None
+    # asyncpg's own errors have no codes, and most of them are ours: too many arguments, a bad option.
+    if isinstance(error, asyncpg.InterfaceError):
+        return Trouble.LOST if "closed" in str(error) else None
     return next((found for found, kinds in _TROUBLES if isinstance(error, kinds)), None)
