@@ -18,7 +18,7 @@ unexport UV_CACHE_DIR
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run stop down status test test-mysql test-failure check prove load bench clean
+.PHONY: help setup run stop down status test test-mysql test-failure check prove load bench bench-reads clean
 .SILENT:
 # Half a virtual environment must not look like a whole one.
 .DELETE_ON_ERROR:
@@ -65,6 +65,9 @@ load: $(STAMP) ## Customers of the shop at URL (http://127.0.0.1:8000): USERS=20
 
 bench: $(STAMP) ## The hot path against its limit, in turns on two cores; writes loadtests/bench/results
 	$(BIN)/python -m loadtests.bench
+
+bench-reads: $(STAMP) ## Reads without the cache, on far pages of a million rows, and with a second replica
+	$(BIN)/python -m loadtests.bench.reads
 
 clean: ## Stop the cluster and remove its data, .venv and caches
 	[ ! -x $(BIN)/scaleout ] || $(BIN)/scaleout down --wipe

@@ -83,7 +83,7 @@ def prepare(cluster: Cluster, folder: Path, running: ExitStack) -> tuple[list[Si
     environment = cluster.environment | {"LOG_LEVEL": "info"}
     pin(cluster.process("redis").pid or 0, LOAD)
     cluster.stop("api-1")
-    start = partial(_serve, running, folder)
+    start = partial(serve, running, folder)
     ours = [sys.executable, "-m", "app.cli", "api", "--host", "127.0.0.1", "--port"]
     bare = [sys.executable, "-m", "uvicorn", "--no-access-log", "--loop", "uvloop", "--http", "httptools", "--port"]
     plain = "FastAPI, one Redis GET, response_model"
@@ -115,14 +115,14 @@ def measure(sides: list[Side], path: str, token: str, rounds: int, seconds: floa
     late: dict[str, list[float]] = {side.name: [] for side in sides}
     spent: dict[str, list[float]] = {side.name: [] for side in sides}
     for side in sides:
-        _ask(side, path, token, 32, 1.0)  # what is compiled and connected at first use
+        ask(side, path, token, 32, 1.0)  # what is compiled and connected at first use
     for number in range(rounds):
         for side in sides:
-            asked = _ask(side, path, token, 32, seconds)
+            asked = ask(side, path, token, 32, seconds)
             rates[side.name].append(asked["rate"])
             spent[side.name].append(asked["cpu"])
         for side in sides:
-            late[side.name].append(_ask(side, path, token, 1000, seconds)["p99"])
+            late[side.name].append(ask(side, path, token, 1000, seconds)["p99"])
         console.print(f"round {number + 1}", {name: round(of[-1]) for name, of in rates.items()})
     rate = {name: statistics.median(of) for name, of in rates.items()}
     p99 = {name: statistics.median(of) for name, of in late.items()}
@@ -142,12 +142,17 @@ def measure(sides: list[Side], path: str, token: str, rounds: int, seconds: floa
         "p99_ms_1000_connections": {name: round(value, 1) for name, value in p99.items()},
         "rounds": {name: [round(value) for value in of] for name, of in rates.items()},
         "ratios": per_round,
-        "machine": {
-            "cores": os.cpu_count(),
-            "processor": _processor(),
-            "python": platform.python_version(),
-            "load_average_after": os.getloadavg()[0],
-        },
+        "machine": machine(),
+    }
+
+
+def machine() -> dict[str, object]:
+    """Return what has been measured on, and how busy it was."""
+    return {
+        "cores": os.cpu_count(),
+        "processor": _processor(),
+        "python": platform.python_version(),
+        "load_average_after": os.getloadavg()[0],
     }
 
 
@@ -156,9 +161,10 @@ def pin(process: int, core: int) -> None:
     os.sched_setaffinity(process, {core})
 
 
-def _serve(
+def serve(
     running: ExitStack, folder: Path, name: str, what: str, *, command: list[str], environment: dict[str, str]
 ) -> Side:
+    """Start a side on a core of its own until `running` ends, and return it once it answers."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     process = running.enter_context(_process(folder, name, command, port, environment))
@@ -195,8 +201,10 @@ async def _answers(url: str) -> None:
                 return
 
 
-def _ask(side: Side, path: str, token: str, connections: int, seconds: float) -> dict[str, float]:
+def ask(side: Side, path: str, token: str, connections: int, seconds: float, *paths: Path) -> dict[str, float]:
+    """Load a side for some seconds, with `path` or with each path of a file, and return what `load` has measured."""
     command = [sys.executable, "-m", "loadtests.bench.load", side.url + path, token, str(connections), str(seconds)]
+    command += map(str, paths)
     before = _seconds(side.process)
     done = subprocess.run(  # noqa: S603  # our own program
         command,

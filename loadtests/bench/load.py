@@ -1,4 +1,4 @@
-"""The load: connections that each send the same request again as soon as its answer is whole, as raw bytes.
+"""The load: connections that each send the next request as soon as an answer is whole, as raw bytes.
 
 A client of its own because a general one costs more of its core than the server of its: the generator must never be
 what is measured. It fails at the first answer that is not 200.
@@ -8,8 +8,11 @@ import asyncio
 import json
 import statistics
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import cycle
+from pathlib import Path
 from time import perf_counter
 from typing import cast
 from urllib.parse import urlsplit
@@ -34,8 +37,8 @@ class Wrong(Exception):
 class Connection(asyncio.Protocol):
     """One connection that asks again and again, once `begin` is called."""
 
-    def __init__(self, request: bytes, latencies: list[float], done: asyncio.Future[None]) -> None:
-        self._request = request
+    def __init__(self, requests: Iterator[bytes], latencies: list[float], done: asyncio.Future[None]) -> None:
+        self._requests = requests
         self._until = 0.0
         self._latencies = latencies
         self.done = done
@@ -78,7 +81,7 @@ class Connection(asyncio.Protocol):
 
     def _ask(self) -> None:
         self._sent = perf_counter()
-        self._transport.write(self._request)
+        self._transport.write(next(self._requests))
 
     def _end(self, error: Exception | None) -> None:
         if self.done.done():
@@ -94,18 +97,19 @@ def _given(connection: Connection) -> Connection:
     return connection
 
 
-async def measure(url: str, token: str, connections: int, seconds: float) -> Measured:
-    """Load `url` for some seconds and return what it served.
+async def measure(url: str, token: str, connections: int, seconds: float, paths: Sequence[str] = ()) -> Measured:
+    """Load `url`, or each of `paths` at its host in turn, for some seconds and return what it served.
 
     Raises:
         Wrong: at the first answer that is not 200.
     """
     parts = urlsplit(url)
     host, port = parts.hostname or "", parts.port or 80
-    request = (f"GET {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nAuthorization: Bearer {token}\r\n\r\n").encode()
+    rest = f" HTTP/1.1\r\nHost: {parts.netloc}\r\nAuthorization: Bearer {token}\r\n\r\n"
+    requests = cycle([f"GET {path}{rest}".encode() for path in paths or (parts.path,)])
     loop = asyncio.get_running_loop()
     latencies: list[float] = []
-    made = [Connection(request, latencies, loop.create_future()) for _ in range(connections)]
+    made = [Connection(requests, latencies, loop.create_future()) for _ in range(connections)]
     for connection in made:
         await loop.create_connection(partial(_given, connection), host, port)
     started = perf_counter()
@@ -118,5 +122,6 @@ async def measure(url: str, token: str, connections: int, seconds: float) -> Mea
 
 
 if __name__ == "__main__":
-    address, bearer, number, duration = sys.argv[1:]
-    sys.stdout.write(json.dumps(asdict(uvloop.run(measure(address, bearer, int(number), float(duration))))))
+    address, bearer, number, duration, *files = sys.argv[1:]
+    lines = [line for file in files for line in Path(file).read_text(encoding="utf-8").splitlines()]
+    sys.stdout.write(json.dumps(asdict(uvloop.run(measure(address, bearer, int(number), float(duration), lines)))))

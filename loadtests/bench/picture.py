@@ -28,3 +28,29 @@ def draw(result: dict[str, Any]) -> str:
         f'font-family="sans-serif" font-size="13"><rect width="100%" height="100%" fill="#fff"/>'
         f'<text x="16" y="28" font-weight="bold">{escape(title)}</text>{"".join(rows)}</svg>\n'
     )
+
+
+def draw_ratios(title: str, ratios: dict[str, dict[str, Any]]) -> str:
+    """Return a picture of ratios with the bound that each should keep: the mark across its bar."""
+    left, width = 420, 900
+    widest = max(max(ratio.values()) for ratio in ratios.values())
+    rows = []
+    for number, (name, ratio) in enumerate(ratios.items()):
+        top, scale = 50 + number * (_BAR + _GAP), (width - left - 200) / widest
+        measured, (bound, wanted) = ratio["measured"], next(pair for pair in ratio.items() if pair[0] != "measured")
+        kept = measured >= wanted if bound == "at least" else measured <= wanted
+        mark = left + round(wanted * scale)
+        rows.append(
+            f'<text x="{left - 10}" y="{top + 18}" text-anchor="end">{escape(name)}</text>'
+            f'<rect x="{left}" y="{top}" width="{round(measured * scale)}" height="{_BAR}" '
+            f'fill="{"#1f6f54" if kept else "#b3522f"}"/>'
+            f'<line x1="{mark}" y1="{top - 4}" x2="{mark}" y2="{top + _BAR + 4}" stroke="#222" stroke-width="2"/>'
+            f'<text x="{left + round(max(measured, wanted) * scale) + 8}" y="{top + 18}">'
+            f"{measured:.2f}, {bound} {wanted}</text>"
+        )
+    height = 60 + len(ratios) * (_BAR + _GAP)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        f'font-family="sans-serif" font-size="13"><rect width="100%" height="100%" fill="#fff"/>'
+        f'<text x="16" y="28" font-weight="bold">{escape(title)}</text>{"".join(rows)}</svg>\n'
+    )

@@ -1,0 +1,312 @@
+"""What reads cost: without the cache, on the thousandth page of a million rows, and with a second replica.
+
+    python -m loadtests.bench.reads [--rows 1000000] [--rounds 5] [--seconds 2]
+
+Every figure is a ratio of two sides that were measured in turns on the same servers. They and the machine go to
+`results/reads.json` and `results/reads.svg`.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import statistics
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import asyncpg
+import httpx
+from redis.asyncio import Redis
+from rich.console import Console
+from sqlalchemy import select, text
+
+from app.core import context
+from app.core.settings import Settings, load_settings
+from app.domain.profiles.tables import profiles
+from app.scaling.database import Database
+from app.wiring import Resources, open_resources
+from deploy.local.cluster import Cluster
+from deploy.local.programs import Sizes
+from loadtests.bench.__main__ import LOAD, NO_LIMIT, PASSWORD, RESULTS, ask, machine, serve
+from loadtests.bench.picture import draw_ratios
+from migrations import runner
+
+SMALL = 1_000
+PAGE_SIZE = 20
+THOUSANDTH = 1000 * PAGE_SIZE
+# The share of a core that each replica gets: so little that the readers are never what is measured.
+SHARE = 0.05
+READERS = 16
+WARM = 20  # pages of each kind before any counts: until then statements are compiled and rows read from disk
+WRITE = text("UPDATE stock SET free = free WHERE product_id = (SELECT id FROM products LIMIT 1)")
+# `id(n)` grows with n, as the service's ids do with time; every order and its line belong to one customer.
+FILL = """
+CREATE FUNCTION id(n bigint) RETURNS uuid IMMUTABLE LANGUAGE sql
+RETURN (lpad(to_hex(n), 12, '0') || '80008000000000000000')::uuid;
+INSERT INTO profiles (profile_id, email, name, tier, role, attributes, version, created_at, updated_at)
+    SELECT id(n), n || '@example.com', 'Name ' || n, 'free', 'member', '{{}}', 1, now(), now()
+    FROM generate_series(1, {rows}) n;
+INSERT INTO orders (profile_id, id, step, amount, currency, payment_method, history, version, created_at, updated_at)
+    SELECT id(1), id(n), 'confirmed', 1999, 'EUR', 'tok_ok', '[]', 1, now(), now() FROM generate_series(1, {rows}) n;
+INSERT INTO order_items (profile_id, order_id, line, product_id, sku, name, quantity, unit_amount)
+    SELECT id(1), id(n), 0, id(n), 'SKU', 'Thing', 1, 1999 FROM generate_series(1, {rows}) n;
+"""
+console = Console()
+
+
+def main() -> None:
+    """Start the servers, measure, write, stop the servers."""
+    parser = argparse.ArgumentParser(description="What reads cost.")
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2.0)
+    chosen = parser.parse_args()
+    if (os.cpu_count() or 1) <= LOAD:
+        sys.exit("The bench needs two cores: one for the server, one for the load.")
+    with ExitStack() as running:
+        folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        unlimited = dict.fromkeys(("RATE_LIMIT_ENTERPRISE", "RATE_LIMIT_SIGN_IN"), NO_LIMIT.replace("hour", "minute"))
+        # Nothing here pays or mails, but no process starts without knowing where to.
+        unused = {"PAYMENT_URL": "http://127.0.0.1:1", "SMTP_URL": "smtp://127.0.0.1:1"}
+        sizes = Sizes(instances=1, replicas=2, kinds=("api", "primary", "redis", "replica"))
+        cluster = Cluster(folder / "cluster", environment=unlimited | unused, sizes=sizes)
+        console.print("Starting the servers …")
+        cluster.up()
+        running.callback(cluster.down, wipe=True)
+        cluster.stop("api-1")
+        os.environ |= cluster.environment
+        ratios = uncached(cluster, folder, running, chosen.rounds, chosen.seconds)
+        ratios |= asyncio.run(pages(cluster, chosen.rows, chosen.rounds * 40))
+        ratios |= asyncio.run(replicas(cluster, chosen.rounds, chosen.seconds))
+    result = {"ratios": ratios, "rows": chosen.rows, "machine": machine()}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "reads.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    (RESULTS / "reads.svg").write_text(draw_ratios("What reads cost", ratios), encoding="utf-8")
+    console.print_json(data=ratios)
+
+
+def uncached(
+    cluster: Cluster, folder: Path, running: ExitStack, rounds: int, seconds: float
+) -> dict[str, dict[str, Any]]:
+    """Ask for a profile that nobody has asked for, each time another: of this service, and of asyncpg in bare ASGI."""
+    bare = ["uvicorn", "--no-access-log", "--loop", "uvloop", "--http", "httptools", "loadtests.bench.row:app"]
+    # The same server for both: the primary, as if there were no replica.
+    environment = cluster.environment | {"REPLICA_URLS": "", "LOG_LEVEL": "info", "CACHE_LOCAL_ENTRIES": "0"}
+    start = partial(serve, running, folder, environment=environment)
+    limit = start("bare", "asyncpg in ASGI", command=[sys.executable, "-m", *bare, "--port"])
+    ours = start(
+        "service", "this service", command=[sys.executable, "-m", "app.cli", "api", "--host", "127.0.0.1", "--port"]
+    )
+    with httpx.Client(base_url=ours.url) as client:
+        signed_in = client.post("/api/v1/sessions", json={"email": "ada@example.com", "password": PASSWORD})
+        token = signed_in.raise_for_status().json()["token"]
+    paths = folder / "paths"
+    paths.write_text("\n".join(f"/api/v1/profiles/{each}" for each in asyncio.run(_some_ids(cluster))))
+    rates: dict[str, list[float]] = {limit.name: [], ours.name: []}
+    for number in range(rounds + 1):
+        for side in (limit, ours):
+            asyncio.run(_forget(cluster, "profile:*"))
+            rate = ask(side, "/", token, 32, seconds, paths)["rate"]
+            if number:  # the first round compiles and connects
+                rates[side.name].append(rate)
+        console.print("uncached, requests/s", {name: round(of[-1]) for name, of in rates.items() if of})
+    ratio = statistics.median(own / most for own, most in zip(rates[ours.name], rates[limit.name], strict=True))
+    return {"uncached GET of a profile / bare asyncpg in ASGI": {"measured": round(ratio, 2), "at least": 0.5}}
+
+
+async def _some_ids(cluster: Cluster) -> list[UUID]:
+    connection = await asyncpg.connect(cluster.process("primary").address)
+    rows = await connection.fetch("SELECT profile_id FROM profiles")
+    await connection.close()
+    found = [row["profile_id"] for row in rows]
+    random.shuffle(found)
+    return found
+
+
+async def _forget(cluster: Cluster, names: str) -> None:
+    """Take what is cached under names of this pattern out of Redis; who is signed in stays."""
+    async with Redis.from_url(cluster.environment["REDIS_URL"]) as redis:
+        found = [name async for name in redis.scan_iter(names, count=10_000)]
+        if found:
+            await redis.delete(*found)
+
+
+def _settings(environment: dict[str, str]) -> Settings:
+    os.environ |= environment
+    return load_settings()
+
+
+async def pages(cluster: Cluster, rows: int, times: int) -> dict[str, dict[str, Any]]:
+    """Ask for the first page and for the thousandth one, of a thousand rows and of `rows`, in turns."""
+    customer = _id(1)
+    taken: dict[str, list[float]] = {}
+    async with _filled(cluster, "bench_small", SMALL) as small, _filled(cluster, "bench_large", rows) as large:
+
+        def profiles_from(instance: Resources, first: int) -> Callable[[], Awaitable[Any]]:
+            cursor = instance.profiles._cursors.page(  # noqa: SLF001  # a cursor of the middle, which nobody gave out
+                "profiles [null,null]", [_id(first)] * 2, 1, key=str, item=str
+            ).next_cursor
+            return lambda: instance.profiles.listed(None, None, PAGE_SIZE, cursor)
+
+        def orders_from(instance: Resources, first: int) -> Callable[[], Awaitable[Any]]:
+            cursor = instance.orders._cursors.page(  # noqa: SLF001  # the same
+                f"orders {customer}", [_id(first)] * 2, 1, key=str, item=str
+            ).next_cursor
+            return lambda: instance.orders.listed(customer, PAGE_SIZE, cursor)
+
+        sides = {
+            "profiles small": profiles_from(small, SMALL + 1),
+            "profiles large": profiles_from(large, rows + 1),
+            "profiles far": profiles_from(large, rows + 1 - THOUSANDTH),
+            "orders small": orders_from(small, SMALL + 1),
+            "orders large": orders_from(large, rows + 1),
+            "orders far": orders_from(large, rows + 1 - THOUSANDTH),
+        }
+        for number in range(times + WARM):
+            for name, ask_for_page in sides.items():
+                await _forget(cluster, "list:*")
+                with context.working(context.Work(request_id="bench")):
+                    started = perf_counter()
+                    await ask_for_page()
+                    if number >= WARM:
+                        taken.setdefault(name, []).append(perf_counter() - started)
+    cost = {name: statistics.median(of) for name, of in taken.items()}
+    console.print("a page, ms", {name: round(seconds * 1000, 2) for name, seconds in cost.items()})
+    compared = {
+        f"first page of {rows} {what} / of {SMALL}": cost[f"{what} large"] / cost[f"{what} small"]
+        for what in ("profiles", "orders")
+    } | {
+        f"1,000th page of {rows} {what} / first": cost[f"{what} far"] / cost[f"{what} large"]
+        for what in ("profiles", "orders")
+    }
+    return {name: {"measured": round(ratio, 2), "at most": 1.2} for name, ratio in compared.items()}
+
+
+def _id(number: int) -> UUID:
+    """Return what `id(number)` is in the database."""
+    return UUID(f"{number:012x}80008000000000000000")
+
+
+@asynccontextmanager
+async def _filled(cluster: Cluster, name: str, rows: int) -> AsyncIterator[Resources]:
+    """Open an instance on a database of its own with so many profiles and orders."""
+    console.print(f"Filling a database with {rows} profiles and orders …")
+    url = urlsplit(cluster.process("primary").address or "")._replace(path=f"/{name}").geturl()
+    connection = await asyncpg.connect(cluster.process("primary").address)
+    await connection.execute(f"CREATE DATABASE {name}")
+    await connection.close()
+    environment = cluster.environment | {"DATABASE_URL": url, "REPLICA_URLS": "", "CACHE_LOCAL_ENTRIES": "0"}
+    await asyncio.to_thread(runner.upgrade, _settings(environment))
+    connection = await asyncpg.connect(url)
+    await connection.execute(FILL.format(rows=rows))
+    await connection.execute("VACUUM ANALYZE")
+    await connection.close()
+    async with open_resources(_settings(environment)) as instance:
+        yield instance
+
+
+async def replicas(cluster: Cluster, rounds: int, seconds: float) -> dict[str, dict[str, Any]]:
+    """Read from one replica and from two, each with the same share of a core, while somebody writes all the time."""
+    names = ("replica-1", "replica-2")
+    urls = cluster.environment["REPLICA_URLS"].split(",")
+    ids = (await _some_ids(cluster))[:1000]
+    reads: dict[int, list[float]] = {1: [], 2: []}
+    writes: dict[int, list[float]] = {1: [], 2: []}
+    with ExitStack() as limited:
+        for name in names:
+            limited.enter_context(_share(name, cluster.process(name).pid or 0, SHARE))
+        for number in range(rounds + 1):
+            for count in (1, 2):
+                settings = _settings(cluster.environment | {"REPLICA_URLS": ",".join(urls[:count])}).database
+                # A replica that has too little of a core answers late, which is what is measured here.
+                patient = {
+                    "connect_timeout": 10.0,
+                    "watch_timeout": 10.0,
+                    "command_timeout": 30.0,
+                    "pool_timeout": 30.0,
+                    "pool_size": READERS,
+                }
+                database = Database(settings.model_copy(update=patient))
+                await database.start()
+                read, written = await _load(database, ids, seconds)
+                await database.stop()
+                if number:
+                    reads[count].append(read)
+                    writes[count].append(written)
+            if number:
+                console.print("replicas: reads/s", {count: round(of[-1]) for count, of in reads.items()})
+    more = statistics.median(two / one for one, two in zip(reads[1], reads[2], strict=True))
+    same = statistics.median(two / one for one, two in zip(writes[1], writes[2], strict=True))
+    return {
+        "reads of two replicas / of one": {"measured": round(more, 2), "at least": 1.7},
+        "writes with two replicas / with one": {"measured": round(same, 2), "at least": 0.9},
+    }
+
+
+async def _load(database: Database, ids: list[UUID], seconds: float) -> tuple[float, float]:
+    """Return reads and writes in a second."""
+    until = perf_counter() + seconds
+    done = {"read": 0, "write": 0}
+
+    async def read() -> None:
+        while perf_counter() < until:
+            with context.working(context.Work(request_id="bench")):
+                await database.reader().all(select(profiles).where(profiles.c.profile_id == random.choice(ids)))
+            done["read"] += 1
+
+    async def write() -> None:
+        while perf_counter() < until:
+            with context.working(context.Work(request_id="bench")):
+                async with database.writer() as writer:
+                    await writer.run(
+                        text("UPDATE stock SET free = free WHERE product_id = (SELECT id FROM products LIMIT 1)")
+                    )
+            done["write"] += 1
+            await asyncio.sleep(0.02)
+
+    await asyncio.gather(write(), *(read() for _ in range(READERS)))
+    return done["read"] / seconds, done["write"] / seconds
+
+
+@contextmanager
+def _share(name: str, process: int, share: float) -> Iterator[None]:
+    """Give a server and its children that share of a core inside the block, by a control group."""
+    period = 20_000  # microseconds; short, so that an answer waits for the next share no longer than that
+    first, second = Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup")
+    group = (first if first.is_dir() else second) / f"bench-{name}-{process}"
+    try:
+        group.mkdir()
+        if first.is_dir():
+            (group / "cpu.cfs_period_us").write_text(str(period))
+            (group / "cpu.cfs_quota_us").write_text(str(int(period * share)))
+        else:
+            (group / "cpu.max").write_text(f"{int(period * share)} {period}")
+    except OSError as error:
+        sys.exit(f"{error}: the share of a replica takes control groups, as root.")
+    try:
+        for member in (process, *_children(process)):
+            (group / "cgroup.procs").write_text(str(member))
+        yield
+    finally:
+        for member in (group / "cgroup.procs").read_text().split():
+            with suppress(OSError):  # it has ended meanwhile
+                (group.parent / "cgroup.procs").write_text(member)
+        group.rmdir()
+
+
+def _children(process: int) -> list[int]:
+    found = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return [int(child) for child in found]
+
+
+if __name__ == "__main__":
+    main()
