@@ -26,6 +26,7 @@ from app.scaling import dialect
 from app.scaling.database import shard_map
 from app.scaling.dialect import logical_shard_of
 from app.scaling.sharding import ShardMap
+from migrations import citus
 
 FOLDER = Path(__file__).parent
 # Any number that nothing else in the database uses for an advisory lock: "scaleout" in base 36, cut to 63 bits.
@@ -51,6 +52,8 @@ def upgrade(settings: Settings) -> None:
     shards = settings.database.shards
     for shard in shards:
         asyncio.run(_on(shard.primary, _upgrade))
+        if settings.database.spread == "citus":
+            asyncio.run(_on(shard.primary, _distribute))
     asyncio.run(_on(shards[0].primary, partial(_state_map, [shard.held for shard in shards])))
 
 
@@ -95,6 +98,11 @@ def _upgrade(connection: Connection) -> None:
     config = configuration()
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
+
+
+def _distribute(connection: Connection) -> None:
+    dialect.hold_for_migrations(connection, lock=LOCK, seconds=MIGRATION_SECONDS)
+    citus.distribute(connection, metadata.sorted_tables)
 
 
 def _state_map(held: list[tuple[int, int] | None], connection: Connection) -> None:

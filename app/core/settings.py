@@ -157,6 +157,7 @@ class DatabaseSettings(_Group):
     cores: int = Field(default=2, ge=1, le=512)
     spindles: int = Field(default=1, ge=0, le=64)
     pool_size: int | None = Field(default=None, ge=1, le=200)
+    spread: Literal["none", "citus"] = "none"  # whether Citus spreads the tables of each shard over its nodes
     pooler: Literal["none", "transaction"] = "none"  # whether PgBouncer stands before the servers, and in which mode
     # Together under a second, so that a write is refused within one if the primary hangs.
     pool_timeout: float = Field(default=0.8, gt=0, le=30)
