@@ -18,7 +18,7 @@ unexport UV_CACHE_DIR
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run stop down status test test-mysql test-failure check prove load bench bench-reads clean
+.PHONY: help setup run stop down status test test-mysql test-failure check prove load bench bench-reads bench-relay clean
 .SILENT:
 # Half a virtual environment must not look like a whole one.
 .DELETE_ON_ERROR:
@@ -68,6 +68,9 @@ bench: $(STAMP) ## The hot path against its limit, in turns on two cores; writes
 
 bench-reads: $(STAMP) ## Reads without the cache, on far pages of a million rows, and with a second replica
 	$(BIN)/python -m loadtests.bench.reads
+
+bench-relay: $(STAMP) ## The relay on one core, with a backlog of 100 and of 10,000; writes loadtests/bench/results
+	$(BIN)/python -m loadtests.bench.backlog
 
 clean: ## Stop the cluster and remove its data, .venv and caches
 	[ ! -x $(BIN)/scaleout ] || $(BIN)/scaleout down --wipe
