@@ -18,6 +18,10 @@ from app.scaling.redis_link import RedisDown
 # Answers that nobody has read yet; past that Redis is not keeping up, and waiting in line would only add to it.
 MOST_WAITING = 4096
 
+# An event loop that is busy reads answers late, which says nothing about Redis: whatever has come by then is read
+# before a timer of this length ends.
+LOOK_AGAIN = 0.005  # seconds
+
 # Replies of a cluster that say that a key is elsewhere, or will be in a moment: the connection is well.
 _ELSEWHERE = ("MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN")
 
@@ -38,6 +42,7 @@ class Line(asyncio.Protocol):
         self._pending: deque[tuple[float, asyncio.Future[Any]]] = deque()
         self._outgoing: list[bytes] = []
         self._watch: asyncio.TimerHandle | None = None
+        self._suspect: asyncio.Future[Any] | None = None
         self._heard: Callable[[Any], None] | None = None
         self._transport: asyncio.Transport
         self.lost: asyncio.Future[None] = self._loop.create_future()
@@ -126,11 +131,15 @@ class Line(asyncio.Protocol):
         self._watch = None
         if not self._pending:
             return
-        late_at = self._pending[0][0] + self._timeout
-        if late_at <= self._loop.time():
-            self.cut()
-        else:
+        asked_at, oldest = self._pending[0]
+        late_at = asked_at + self._timeout
+        if late_at > self._loop.time():
             self._watch = self._loop.call_at(late_at, self._look)
+        elif oldest is not self._suspect:
+            self._suspect = oldest
+            self._watch = self._loop.call_later(LOOK_AGAIN, self._look)
+        else:
+            self.cut()
 
 
 def _fail(waiting: asyncio.Future[Any], reason: str) -> None:

@@ -1,6 +1,6 @@
 """Runs the sides in turn, five rounds, each on a core of its own away from the load, and writes what came out.
 
-    python -m loadtests.bench [--rounds 5] [--seconds 2]
+    python -m loadtests.bench [--rounds 5] [--seconds 2] [--late-seconds 10]
 
 Figures of a machine say little; the ratios of sides that were measured in turns on the same machine do. They and the
 machine go to `results/bench.json` and `results/bench.svg`.
@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -37,6 +37,8 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 # One core serves, another one asks; Redis runs beside the load, as it would run on another machine.
 SERVER, LOAD = 0, 1
+# Those whose late answers are looked at, with 1,000 connections.
+LATE = ("a", "b", "c", "l1", "l2")
 NO_LIMIT = "1000000000/hour"
 PASSWORD = "correct horse battery"  # noqa: S105  # of the seeded customers, printed by `make run`
 console = Console()
@@ -44,19 +46,21 @@ console = Console()
 
 @dataclass(frozen=True)
 class Side:
-    """One side: its name, what it is, its address, and its process."""
+    """One side: its name, what it is, the addresses of its instances, and their processes."""
 
     name: str
     what: str
-    url: str
-    process: psutil.Process
+    urls: tuple[str, ...]
+    processes: tuple[psutil.Process, ...]
 
 
 def main() -> None:
     """Start everything, measure, print, write, stop everything."""
     parser = argparse.ArgumentParser(description="The hot path against its limit.")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of a run with 32 connections")
+    # With 1,000 connections a request waits for up to half a second: many times that, or the run's end is measured.
+    parser.add_argument("--late-seconds", type=float, default=10.0, help="of a run with 1,000 connections")
     chosen = parser.parse_args()
     if (os.cpu_count() or 1) <= LOAD:
         sys.exit("The bench needs two cores: one for the server, one for the load.")
@@ -71,7 +75,7 @@ def main() -> None:
         cluster.up()
         running.callback(cluster.down, wipe=True)
         sides, path, token = prepare(cluster, folder, running)
-        result = measure(sides, path, token, chosen.rounds, chosen.seconds)
+        result = measure(sides, path, token, chosen.rounds, (chosen.seconds, chosen.late_seconds))
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "bench.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     (RESULTS / "bench.svg").write_text(draw(result), encoding="utf-8")
@@ -80,7 +84,10 @@ def main() -> None:
 
 def prepare(cluster: Cluster, folder: Path, running: ExitStack) -> tuple[list[Side], str, str]:
     """Start the sides and return them, with the path and the token that are asked with."""
-    environment = cluster.environment | {"LOG_LEVEL": "info"}
+    # Small pools: with all sides there are nineteen instances, and none of them asks the database.
+    environment = cluster.environment | {"LOG_LEVEL": "info", "DATABASE_POOL_SIZE": "1"}
+    # Nobody else refuses anybody for being busy either.
+    environment |= {"REQUESTS_AT_ONCE": "2000", "REQUESTS_WAITING": "2000"}
     pin(cluster.process("redis").pid or 0, LOAD)
     cluster.stop("api-1")
     start = partial(serve, running, folder)
@@ -92,12 +99,23 @@ def prepare(cluster: Cluster, folder: Path, running: ExitStack) -> tuple[list[Si
         ("b", plain, [*bare[:-1], "loadtests.bench.plain:app", "--port"], {}),
         ("l2", "this service, from Redis", ours, {"CACHE_LOCAL_ENTRIES": "0"}),
         ("l1", "this service, at hand", ours, {}),
+        (
+            "routes",
+            "l1 with 500 more routes",
+            [*bare[:-1], "--factory", "loadtests.bench.crowded:create_app", "--port"],
+            {},
+        ),
     ]
     express = _install_express(folder)
     if express is not None:
         commands.insert(2, ("c", "Express, two Redis GETs", ["node", str(express / "server.js")], {}))
     sides = [start(name, what, command=line, environment=environment | more) for name, what, line, more in commands]
-    with httpx.Client(base_url=sides[-1].url) as client:
+    sides += [
+        _eight(start, side, ours, environment | more)
+        for side, (*_, more) in zip(sides, commands, strict=True)
+        if side.name in {"l1", "l2"}
+    ]
+    with httpx.Client(base_url=sides[-1].urls[0]) as client:
         credentials = {"email": "ada@example.com", "password": PASSWORD}
         signed_in = client.post("/api/v1/sessions", json=credentials).raise_for_status().json()
         path = f"/api/v1/profiles/{signed_in['profile_id']}"
@@ -109,8 +127,16 @@ def prepare(cluster: Cluster, folder: Path, running: ExitStack) -> tuple[list[Si
     return sides, path, signed_in["token"]
 
 
-def measure(sides: list[Side], path: str, token: str, rounds: int, seconds: float) -> dict[str, object]:
-    """Ask all sides in turn, and return medians, ratios and the machine."""
+def measure(sides: list[Side], path: str, token: str, rounds: int, seconds: tuple[float, float]) -> dict[str, object]:
+    """Ask all sides in turn, and return medians, ratios and the machine.
+
+    Args:
+        sides: all of them.
+        path: what is asked for.
+        token: who asks.
+        rounds: how often each is asked.
+        seconds: of a run with 32 connections, and of one with 1,000.
+    """
     rates: dict[str, list[float]] = {side.name: [] for side in sides}
     late: dict[str, list[float]] = {side.name: [] for side in sides}
     spent: dict[str, list[float]] = {side.name: [] for side in sides}
@@ -118,14 +144,15 @@ def measure(sides: list[Side], path: str, token: str, rounds: int, seconds: floa
         ask(side, path, token, 32, 1.0)  # what is compiled and connected at first use
     for number in range(rounds):
         for side in sides:
-            asked = ask(side, path, token, 32, seconds)
+            asked = ask(side, path, token, 32, seconds[0])
             rates[side.name].append(asked["rate"])
             spent[side.name].append(asked["cpu"])
         for side in sides:
-            late[side.name].append(ask(side, path, token, 1000, seconds)["p99"])
+            if side.name in LATE:
+                late[side.name].append(ask(side, path, token, 1000, seconds[1])["p99"])
         console.print(f"round {number + 1}", {name: round(of[-1]) for name, of in rates.items()})
     rate = {name: statistics.median(of) for name, of in rates.items()}
-    p99 = {name: statistics.median(of) for name, of in late.items()}
+    p99 = {name: statistics.median(of) for name, of in late.items() if of}
     # The ratio of each round, then their median: what the machine did meanwhile was done to both.
     per_round = {
         f"{one} / {other}": round(statistics.median(x / y for x, y in zip(rates[one], rates[other], strict=True)), 2)
@@ -135,6 +162,13 @@ def measure(sides: list[Side], path: str, token: str, rounds: int, seconds: floa
     per_round["p99 l1 / p99 a, 1000 connections"] = round(
         statistics.median(x / y for x, y in zip(late["l1"], late["a"], strict=True)), 2
     )
+    # Of CPU, because eight instances share one core here.
+    per_round |= {
+        f"CPU a request, {one} / {other}": round(
+            statistics.median(x / y for x, y in zip(spent[one], spent[other], strict=True)), 2
+        )
+        for one, other in (("a", "l2"), ("a", "l1"), ("l1 x 8", "l1"), ("l2 x 8", "l2"), ("routes", "l1"))
+    }
     return {
         "sides": {side.name: side.what for side in sides},
         "requests_per_second": {name: round(value) for name, value in rate.items()},
@@ -170,7 +204,18 @@ def serve(
     process = running.enter_context(_process(folder, name, command, port, environment))
     url = f"http://127.0.0.1:{port}"
     asyncio.run(_answers(url))
-    return Side(name, what, url, process)
+    return Side(name, what, (url,), (process,))
+
+
+def _eight(start: Callable[..., Side], one: Side, command: list[str], environment: dict[str, str]) -> Side:
+    more = [start(f"{one.name}-{number}", one.what, command=command, environment=environment) for number in range(7)]
+    everyone = (one, *more)
+    return Side(
+        f"{one.name} x 8",
+        f"{one.what}, eight instances",
+        tuple(url for each in everyone for url in each.urls),
+        tuple(process for each in everyone for process in each.processes),
+    )
 
 
 @contextmanager
@@ -203,9 +248,10 @@ async def _answers(url: str) -> None:
 
 def ask(side: Side, path: str, token: str, connections: int, seconds: float, *paths: Path) -> dict[str, float]:
     """Load a side for some seconds, with `path` or with each path of a file, and return what `load` has measured."""
-    command = [sys.executable, "-m", "loadtests.bench.load", side.url + path, token, str(connections), str(seconds)]
+    urls = ",".join(url + path for url in side.urls)
+    command = [sys.executable, "-m", "loadtests.bench.load", urls, token, str(connections), str(seconds)]
     command += map(str, paths)
-    before = _seconds(side.process)
+    before = sum(_seconds(process) for process in side.processes)
     done = subprocess.run(  # noqa: S603  # our own program
         command,
         check=True,
@@ -214,7 +260,8 @@ def ask(side: Side, path: str, token: str, connections: int, seconds: float, *pa
     )
     answer: dict[str, float] = json.loads(done.stdout)
     # What else the machine does makes a second shorter for everybody, but not the work of a request longer.
-    return answer | {"cpu": (_seconds(side.process) - before) / answer["requests"] * 1e6}
+    after = sum(_seconds(process) for process in side.processes)
+    return answer | {"cpu": (after - before) / answer["requests"] * 1e6}
 
 
 def _seconds(process: psutil.Process) -> float:

@@ -97,21 +97,30 @@ def _given(connection: Connection) -> Connection:
     return connection
 
 
-async def measure(url: str, token: str, connections: int, seconds: float, paths: Sequence[str] = ()) -> Measured:
-    """Load `url`, or each of `paths` at its host in turn, for some seconds and return what it served.
+async def measure(
+    urls: Sequence[str], token: str, connections: int, seconds: float, paths: Sequence[str] = ()
+) -> Measured:
+    """Load `urls`, each with its share of the connections, and return what they served in some seconds.
+
+    Args:
+        urls: one, or several that share the load.
+        token: who asks.
+        connections: in all.
+        seconds: for which.
+        paths: are asked for in turn, instead of the path of the first URL.
 
     Raises:
         Wrong: at the first answer that is not 200.
     """
-    parts = urlsplit(url)
-    host, port = parts.hostname or "", parts.port or 80
-    rest = f" HTTP/1.1\r\nHost: {parts.netloc}\r\nAuthorization: Bearer {token}\r\n\r\n"
-    requests = cycle([f"GET {path}{rest}".encode() for path in paths or (parts.path,)])
+    first = urlsplit(urls[0])
+    head = f"HTTP/1.1\r\nHost: {first.netloc}\r\nAuthorization: Bearer {token}\r\n\r\n"
+    requests = cycle([f"GET {path} {head}".encode() for path in paths or (first.path,)])
     loop = asyncio.get_running_loop()
     latencies: list[float] = []
     made = [Connection(requests, latencies, loop.create_future()) for _ in range(connections)]
-    for connection in made:
-        await loop.create_connection(partial(_given, connection), host, port)
+    for connection, url in zip(made, cycle(urls), strict=False):
+        parts = urlsplit(url)
+        await loop.create_connection(partial(_given, connection), parts.hostname or "", parts.port or 80)
     started = perf_counter()
     for connection in made:
         connection.begin(started + seconds)
@@ -122,6 +131,7 @@ async def measure(url: str, token: str, connections: int, seconds: float, paths:
 
 
 if __name__ == "__main__":
-    address, bearer, number, duration, *files = sys.argv[1:]
+    addresses, bearer, number, duration, *files = sys.argv[1:]
     lines = [line for file in files for line in Path(file).read_text(encoding="utf-8").splitlines()]
-    sys.stdout.write(json.dumps(asdict(uvloop.run(measure(address, bearer, int(number), float(duration), lines)))))
+    measured = uvloop.run(measure(addresses.split(","), bearer, int(number), float(duration), lines))
+    sys.stdout.write(json.dumps(asdict(measured)))
