@@ -28,7 +28,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "patterns" / "queries.md"
 PASSWORD = "a long enough pass phrase"
 STREAMS = {"GET /api/v1/orders/{order_id}/events"}  # they ask when there is something to tell, and end with the client
 # They answer from what the process has, or from object storage.
-WITHOUT_DATABASE = ("/health", "/docs", "/openapi.json", "/metrics", "/files")
+WITHOUT_DATABASE = ("/health", "/docs", "/openapi.json", "/metrics", "/files", "/api/v1/assets")
 
 
 def budgets() -> dict[str, int]:
@@ -246,6 +246,32 @@ async def invoice(shop: Shop) -> Asked:
     async with shop.resources.database.writer(UUID(order)) as writer:
         await writer.run(update(orders).where(orders.c.id == UUID(order)).values(invoice_key="invoices/x.pdf"))
     return "GET", f"/orders/{order}/invoice", shop.customer, {}
+
+
+@scenario("PUT /api/v1/profiles/{profile_id}/avatar")
+async def upload_avatar(shop: Shop) -> Asked:
+    body = {"json": {"content_type": "image/png", "size": 1000}}
+    return "PUT", f"/profiles/{shop.profile['id']}/avatar", shop.customer, body
+
+
+REPORT = {"json": {"kind": "sales", "from": "2026-11-01", "to": "2026-11-02"}}
+
+
+@scenario("POST /api/v1/reports")
+async def ask_for_report(shop: Shop) -> Asked:
+    return "POST", "/reports", shop.admin, REPORT
+
+
+@scenario("GET /api/v1/jobs/{job_id}")
+async def see_job(shop: Shop) -> Asked:
+    job = (await shop.send("POST", "/reports", shop.admin, **REPORT)).json()["job_id"]
+    return "GET", f"/jobs/{job}", shop.admin, {}
+
+
+@scenario("POST /api/v1/jobs/{job_id}/cancel")
+async def cancel_job(shop: Shop) -> Asked:
+    job = (await shop.send("POST", "/reports", shop.admin, **REPORT)).json()["job_id"]
+    return "POST", f"/jobs/{job}/cancel", shop.admin, {}
 
 
 @scenario("POST /api/v1/admin/dead-letters/{letter_id}/replay")

@@ -52,6 +52,7 @@ products = Table(
     UniqueConstraint("sku"),
     CheckConstraint("amount >= 0", name="amount_not_negative"),
     CheckConstraint("available >= 0", name="available_not_negative"),
+    Index("ix_products_category", "category"),  # GET /products/{id}/recommendations, those of the same category
     Index("ix_products_words", "words", postgresql_using="gin", mariadb_prefix="FULLTEXT"),  # GET /products/search
 )
 
