@@ -40,6 +40,11 @@ def wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> str:
     return said
 
 
+def starts_with(file: Path, beginning: bytes) -> bool:
+    """Return whether there is such a file and it begins so."""
+    return file.exists() and file.read_bytes().startswith(beginning)
+
+
 def main() -> None:
     """Do it, and exit with what went wrong."""
     with tempfile.TemporaryDirectory() as folder:
@@ -60,14 +65,16 @@ def main() -> None:
             capture_output=True,
             text=True,
         )
-        invoice = Path(folder) / "invoice.pdf"
         wanted = {
             "the requests run through": tour.returncode == 0,
             "an order is confirmed": '"status":"confirmed"' in tour.stdout,
-            "the invoice is a PDF": invoice.exists() and invoice.read_bytes().startswith(b"%PDF"),
+            "the invoice is a PDF": starts_with(Path(folder) / "invoice.pdf", b"%PDF"),
             "the mail has it attached": '"attachments"' in tour.stdout and ".pdf" in tour.stdout,
             "a declined payment is rejected": '"reason":"payment_declined"' in tour.stdout,
             "too large an order is rejected": '"reason":"out_of_stock"' in tour.stdout,
+            "its history comes as events": "event: status" in tour.stdout,
+            "the avatar is a picture of our own making": starts_with(Path(folder) / "avatar.webp", b"RIFF"),
+            "the report has today's sales": "\nday,product_id,sku," in tour.stdout,
         }
         os.killpg(process.pid, signal.SIGINT)
         process.wait(timeout=60)

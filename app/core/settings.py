@@ -226,6 +226,8 @@ class StorageSettings(_Group):
 
     url: Annotated[str, _url("s3", "gs", "az", "file")]
     link_seconds: int = Field(default=300, ge=10, le=7 * 24 * 3600)
+    # Where clients reach the bucket, if not at its own address: https://shop.example/storage. Signed links lead there.
+    outside_url: Annotated[str, _url("http", "https")] | None = None
     # The CDN in front of the bucket, for its public objects: https://{region}.cdn.example.com, which REGION fills in.
     public_url: Annotated[str, _url("http", "https")] | None = None
 

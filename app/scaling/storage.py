@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import obstore
@@ -60,6 +60,7 @@ class Storage:
         self._link_seconds = settings.link_seconds
         self._signer = Signer(secret, "file link")
         self._upload_signer = Signer(secret, "upload link")
+        self._outside = (settings.outside_url or "").rstrip("/")
         self._cdn = (settings.public_url or "").replace("{region}", region).rstrip("/")
         self._public_url = public_url.rstrip("/")
 
@@ -125,7 +126,7 @@ class Storage:
         seconds = seconds or self._link_seconds
         if self._folder:
             return f"{self._public_url}{LINK_PATH}/{self._signer.sign([key, int(now) + seconds])}"
-        return str(await obstore.sign_async(self._store, "GET", key, timedelta(seconds=seconds)))
+        return await self._signed("GET", key, seconds)
 
     async def address(self, key: str, now: float) -> str:
         """Return where anybody can fetch a public object for a day at least: on the region's CDN, if it has one."""
@@ -141,7 +142,7 @@ class Storage:
             signed = self._upload_signer.sign([key, content_type, size, int(expires_at.timestamp())])
             url = f"{self._public_url}{LINK_PATH}/{signed}"
         else:
-            url = str(await obstore.sign_async(self._store, "PUT", key, timedelta(seconds=self._link_seconds)))
+            url = await self._signed("PUT", key, self._link_seconds)
         return Upload(url, {"Content-Type": content_type}, expires_at)
 
     async def size(self, key: str) -> int | None:
@@ -165,6 +166,14 @@ class Storage:
             return await self.files.call(lambda: self._remove_below(prefix, before))
         except (*_FAILURES, TimeoutError) as error:
             raise Unavailable("Object storage does not answer right now; try again.", code="storage_down") from error
+
+    async def _signed(self, method: Literal["GET", "PUT"], key: str, seconds: int) -> str:
+        address = str(await obstore.sign_async(self._store, method, key, timedelta(seconds=seconds)))
+        if not self._outside:
+            return address
+        # The signature is over the path and the bucket's own host, which the proxy before it puts back.
+        parts = urlsplit(address)
+        return f"{self._outside}{parts.path}?{parts.query}"
 
     async def _remove(self, key: str) -> None:
         with suppress(FileNotFoundError):  # a folder says so, a bucket does not

@@ -10,6 +10,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import time
+from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
 
 import httpx
@@ -130,6 +131,19 @@ async def test_a_link_of_a_bucket_needs_no_credentials(storage: Storage) -> None
     async with httpx.AsyncClient() as client:
         answer = await client.get(link)
     assert (answer.content, answer.headers["content-type"]) == (b"content", "text/plain")
+
+
+async def test_links_lead_to_where_clients_reach_the_bucket(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = urlsplit(await storage.link("things/x", time()))
+    monkeypatch.setattr(storage, "_outside", "https://shop.example/storage")
+    link = urlsplit(await storage.link("things/x", time()))
+    upload = await storage.upload_link("things/x", "image/png", 1, datetime.now(UTC))
+    if own.path.startswith("/files/"):
+        assert link.path.startswith("/files/"), "a folder's links are our own"
+        return
+    assert (link.netloc, link.path) == ("shop.example", f"/storage{own.path}")
+    assert parse_qs(link.query).keys() == parse_qs(own.query).keys()
+    assert upload.url.startswith("https://shop.example/storage/")
 
 
 async def test_the_regions_network_is_where_assets_are(tmp_path: Path) -> None:
