@@ -230,7 +230,8 @@ async def test_a_value_is_loaded_again_before_it_expires_while_its_readers_do_no
         for instance in (quiet, other):
             instance.near.drop(f"profile:{key}")
             assert await instance.cache.read(PROFILE, key, loader) == version(1)
-    await loader.asked.wait()
+    async with asyncio.timeout(10):
+        await loader.asked.wait()
     loader.ready.set()
     await until(_reads, other, key, version(2))
     assert loader.loads == 1
