@@ -106,7 +106,7 @@ def uncached(
     ours = start(
         "service", "this service", command=[sys.executable, "-m", "app.cli", "api", "--host", "127.0.0.1", "--port"]
     )
-    with httpx.Client(base_url=ours.url) as client:
+    with httpx.Client(base_url=ours.urls[0]) as client:
         signed_in = client.post("/api/v1/sessions", json={"email": "ada@example.com", "password": PASSWORD})
         token = signed_in.raise_for_status().json()["token"]
     paths = folder / "paths"

@@ -55,6 +55,11 @@ async def read(client: httpx.AsyncClient, path: str, **headers: str) -> list[htt
     return [answer.raise_for_status() for answer in answers]
 
 
+@pytest.mark.sabotage(  # any replica
+    path="app/scaling/replicas.py",
+    take_out="if replica.healthy and replica.position >= position and replica not in besides",
+    put="if replica.healthy and replica not in besides",
+)
 @pytest.mark.sabotage(
     path="app/scaling/positions.py",
     take_out="                work.reached(int(shard), int(value))",
@@ -99,6 +104,11 @@ async def test_a_session_sees_its_own_writes_on_every_instance_in_rows_and_lists
         assert await others_nodes() == set(REPLICAS)
 
 
+@pytest.mark.sabotage(  # any replica
+    path="app/scaling/replicas.py",
+    take_out="if replica.healthy and replica.position >= position and replica not in besides",
+    put="if replica.healthy and replica not in besides",
+)
 @pytest.mark.sabotage(
     path="app/api/middleware.py",
     take_out="        context.current().reached(shard, position)",
@@ -120,6 +130,11 @@ async def test_a_client_without_a_session_sees_its_writes_by_the_consistency_tok
         assert (found.status_code, node_of(found)) == (200, "primary"), found.text
 
 
+@pytest.mark.sabotage(  # any replica
+    path="app/scaling/replicas.py",
+    take_out="if replica.healthy and replica.position >= position and replica not in besides",
+    put="if replica.healthy and replica not in besides",
+)
 @pytest.mark.sabotage(
     path="app/scaling/database.py",
     take_out="        reading = profile_id or context.current().profile_id",

@@ -62,6 +62,11 @@ async def rename(instance: Resources, profile_id: UUID, inside: Any = None) -> N
                 await inside()
 
 
+@pytest.mark.sabotage(  # any replica
+    path="app/scaling/replicas.py",
+    take_out="if replica.healthy and replica.position >= position and replica not in besides",
+    put="if replica.healthy and replica not in besides",
+)
 @pytest.mark.sabotage(
     path="app/scaling/database.py",
     take_out="        reading = profile_id or context.current().profile_id",

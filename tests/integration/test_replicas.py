@@ -67,6 +67,11 @@ async def test_reads_go_to_the_replicas_and_spread_over_them(quiet: Resources) -
     assert await strangers_are_answered_by(quiet.database) == set(REPLICAS)
 
 
+@pytest.mark.sabotage(  # any replica
+    path="app/scaling/replicas.py",
+    take_out="if replica.healthy and replica.position >= position and replica not in besides",
+    put="if replica.healthy and replica not in besides",
+)
 @pytest.mark.sabotage(
     path="app/scaling/database.py",
     take_out="else max(arrived, work.position(shard.number))",
