@@ -100,7 +100,8 @@ def uncached(
     """Ask for a profile that nobody has asked for, each time another: of this service, and of asyncpg in bare ASGI."""
     bare = ["uvicorn", "--no-access-log", "--loop", "uvloop", "--http", "httptools", "loadtests.bench.row:app"]
     # The same server for both: the primary, as if there were no replica.
-    environment = cluster.environment | {"REPLICA_URLS": "", "LOG_LEVEL": "info", "CACHE_LOCAL_ENTRIES": "0"}
+    alone = {"REPLICA_URLS": "", "DATABASE_PRIMARY_READ_CAP": "64"}
+    environment = cluster.environment | alone | {"LOG_LEVEL": "info", "CACHE_LOCAL_ENTRIES": "0"}
     start = partial(serve, running, folder, environment=environment)
     limit = start("bare", "asyncpg in ASGI", command=[sys.executable, "-m", *bare, "--port"])
     ours = start(
