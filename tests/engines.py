@@ -9,6 +9,7 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -120,11 +121,18 @@ async def ask(url: str | None, *statements: str, arguments: tuple[Any, ...] = ()
     try:
         for statement in statements[:-1]:
             await mariadb.rows(connection, statement)
-        bound = tuple(each.bytes if isinstance(each, UUID) else each for each in arguments)
+        bound = tuple(map(_bound, arguments))
         rows = await mariadb.rows(connection, re.sub(r"\$\d", "%s", statements[-1]), bound)
         return [{name: _as_id(value) for name, value in row.items()} for row in rows]
     finally:
         connection.abort()
+
+
+def _bound(value: Any) -> Any:
+    """Return what aiomysql writes as the column keeps it."""
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).replace(tzinfo=None)
+    return value.bytes if isinstance(value, UUID) else value
 
 
 def _as_id(value: Any) -> Any:

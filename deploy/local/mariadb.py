@@ -63,6 +63,7 @@ relay-log = relay
 # A lost primary is looked for after seconds instead of a minute.
 slave-net-timeout = 4
 idle-transaction-timeout = 15
+innodb-print-all-deadlocks = ON
 # Every word counts, also one of two letters; the commonest are left out of searches, not of the index.
 innodb-ft-min-token-size = 1
 innodb-ft-enable-stopword = OFF

@@ -112,6 +112,7 @@ async def test_who_waits_too_long_for_somebody_elses_change_is_told_to_come_agai
     assert (refusal.value.code, refusal.value.retry_after) == ("database_busy", 1)
 
 
+@pytest.mark.postgresql("its patience with deadlocks is set in its words")
 async def test_a_deadlock_costs_one_of_the_two_a_try(quiet: Resources) -> None:
     first, second = uuid4(), uuid4()
     async with quiet.database.writer() as writer:
