@@ -45,7 +45,8 @@ test-failure: $(STAMP) ## The failure tests in their long form: 200 orders, Redi
 	CRASH_ORDERS=200 BROKER_OUTAGE=60 $(BIN)/python -m pytest tests/failure
 
 test-mysql: $(STAMP) ## The tests of what talks to a database, on the machine's MariaDB instead of PostgreSQL
-	$(BIN)/python -m deploy.local.mariadb && TEST_DATABASE=mariadb $(BIN)/python -m pytest tests/integration tests/api tests/failure
+	$(BIN)/python -m deploy.local.mariadb && TEST_DATABASE=mariadb $(BIN)/python -m pytest \
+	  tests/integration tests/api tests/failure/test_read_your_writes.py tests/failure/test_deaths.py
 
 check: $(STAMP) ## Lint, format, types, import order, claims, migrations
 	echo "ruff"; $(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet .

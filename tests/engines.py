@@ -123,7 +123,7 @@ async def ask(url: str | None, *statements: str, arguments: tuple[Any, ...] = ()
             await mariadb.rows(connection, statement)
         bound = tuple(map(_bound, arguments))
         rows = await mariadb.rows(connection, re.sub(r"\$\d", "%s", statements[-1]), bound)
-        return [{name: _as_id(value) for name, value in row.items()} for row in rows]
+        return [{name: _held(value) for name, value in row.items()} for row in rows]
     finally:
         connection.abort()
 
@@ -135,8 +135,10 @@ def _bound(value: Any) -> Any:
     return value.bytes if isinstance(value, UUID) else value
 
 
-def _as_id(value: Any) -> Any:
-    """Return what a column holds, an id as such: nothing else is kept in bytes."""
+def _held(value: Any) -> Any:
+    """Return what a column holds: nothing but ids is kept in bytes, and moments are in UTC."""
+    if isinstance(value, datetime):
+        return value.replace(tzinfo=UTC)
     return UUID(bytes=value) if isinstance(value, bytes) else value
 
 

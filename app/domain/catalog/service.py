@@ -19,7 +19,7 @@ from app.domain.catalog.rules import Allocation, NewProduct, OnHand, OutOfStock,
 from app.domain.catalog.tables import products, reservations, stock, warehouses
 from app.scaling.cache import ABSENT, LIST, PRODUCT, SEARCH, Cache, Entry, Load
 from app.scaling.database import CATALOG_SHARD, Database, Writer
-from app.scaling.dialect import insert_ignore, match_rank, matches
+from app.scaling.dialect import by_primary_key, insert_ignore, match_rank, matches
 from app.scaling.paging import Cursors
 
 GENERATION = "products"
@@ -272,7 +272,7 @@ class Catalog:
     async def _move(self, writer: Writer, allocations: Sequence[Allocation], *, sign: int) -> list[Product]:
         for moved in sorted(allocations, key=lambda a: (a.product_id, a.warehouse_id)):
             await writer.run(
-                update(stock)
+                by_primary_key(update(stock))
                 .where(stock.c.product_id == moved.product_id, stock.c.warehouse_id == moved.warehouse_id)
                 .values(free=stock.c.free + sign * moved.quantity)
             )

@@ -18,6 +18,7 @@ from app.scaling.dialect.answers import Limits, State, Trouble
 from app.scaling.dialect.statements import (
     Rows,
     begins_with,
+    by_primary_key,
     insert_ignore,
     json_has,
     logical_shard_of,
@@ -34,6 +35,7 @@ __all__ = [
     "State",
     "Trouble",
     "begins_with",
+    "by_primary_key",
     "commit_position",
     "connect",
     "create_engine",
