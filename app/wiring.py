@@ -120,6 +120,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         stack.push_async_callback(admissions.stop)
         lifecycle = Lifecycle(settings.service.ready_file)
         events = EventStream(redis, lifecycle.draining)
+        stack.push_async_callback(events.stop)
         jobs = Jobs(database, storage)
         orders = Orders(database, catalog, storage, cursors)
         yield Resources(

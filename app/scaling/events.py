@@ -72,8 +72,17 @@ class EventStream:
         self._link = link
         self._draining = draining
         self._watches: dict[UUID, set[Watch]] = {}
-        self._working: tuple[asyncio.Task[None], ...] = ()
+        self._reader: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
         self.live = False
+
+    async def stop(self) -> None:
+        """End what reads for watchers; they are woken no more."""
+        working = {task for task in (self._reader, self._ending) if task is not None}
+        for task in working:
+            task.cancel()
+        if working:
+            await asyncio.wait(working)
 
     async def publish(self, messages: Iterable[Message]) -> None:
         """Append the messages, in one round trip.
@@ -98,18 +107,16 @@ class EventStream:
         """
         watch = Watch()
         self._watches.setdefault(subject_id, set()).add(watch)
-        if not self._working:
-            self._working = (asyncio.create_task(self._read()), asyncio.create_task(self._wake_at_the_end()))
+        if self._reader is None or self._reader.done():
+            self._reader = asyncio.create_task(self._read(), name="events")
+        if self._ending is None:
+            self._ending = asyncio.create_task(self._wake_at_the_end(), name="events at the end")
         try:
             yield watch
         finally:
             self._watches[subject_id].discard(watch)
             if not self._watches[subject_id]:
                 del self._watches[subject_id]
-            if not self._watches:
-                for task in self._working:
-                    task.cancel()
-                self._working, self.live = (), False
 
     def _wake_all(self) -> None:
         for watches in self._watches.values():
@@ -121,20 +128,22 @@ class EventStream:
         self._wake_all()
 
     async def _read(self) -> None:
-        while True:
+        """Read for as long as somebody watches; it ends between two questions, not in the middle of one."""
+        while self._watches:
             try:
                 position = await self._newest()
                 self.live = True
                 # Until now nobody was told of anything.
                 self._wake_all()
-                while True:
+                while self._watches:
                     position = await self._hear(position)
             except RedisDown as error:
                 if self.live:
                     log.warning("watchers look for themselves", reason=str(error))
                     self.live = False
                     self._wake_all()
-            await asyncio.sleep(RECONNECT_SECONDS)
+                await asyncio.sleep(RECONNECT_SECONDS)
+        self.live = False
 
     async def _newest(self) -> bytes:
         async with self._link.calling("events") as client:
