@@ -18,7 +18,7 @@ unexport UV_CACHE_DIR
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run stop down status test test-mysql test-failure check prove load bench bench-reads bench-relay bench-saga clean
+.PHONY: help setup run stop down status test test-mysql test-failure check prove load bench bench-reads bench-relay bench-orders bench-saga clean
 .SILENT:
 # Half a virtual environment must not look like a whole one.
 .DELETE_ON_ERROR:
@@ -72,6 +72,9 @@ bench-reads: $(STAMP) ## Reads without the cache, on far pages of a million rows
 
 bench-relay: $(STAMP) ## The relay on one core, with a backlog of 100 and of 10,000; writes loadtests/bench/results
 	$(BIN)/python -m loadtests.bench.backlog
+
+bench-orders: $(STAMP) ## What accepting an order costs, against a bare program that writes the same rows
+	$(BIN)/python -m loadtests.bench.orders
 
 bench-saga: $(STAMP) ## From an order's acceptance to its confirmation, at half of what one worker can do
 	$(BIN)/python -m loadtests.bench.saga

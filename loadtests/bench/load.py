@@ -1,7 +1,7 @@
 """The load: connections that each send the next request as soon as an answer is whole, as raw bytes.
 
 A client of its own because a general one costs more of its core than the server of its: the generator must never be
-what is measured. It fails at the first answer that is not 200.
+what is measured. It fails at the first answer that is not a success.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ class Measured:
 
 
 class Wrong(Exception):
-    """An answer that is not 200: nothing was measured."""
+    """An answer that is no success: nothing was measured."""
 
 
 class Connection(asyncio.Protocol):
@@ -61,7 +61,7 @@ class Connection(asyncio.Protocol):
         head, found, body = self._buffer.partition(b"\r\n\r\n")
         if not found:
             return
-        if b" 200 " not in head[:13]:
+        if head[:10] != b"HTTP/1.1 2":
             self._end(Wrong(self._buffer[:2000].decode("latin-1")))
             return
         start = head.lower().index(b"content-length:") + len(b"content-length:")
@@ -110,7 +110,7 @@ async def measure(
         paths: are asked for in turn, instead of the path of the first URL.
 
     Raises:
-        Wrong: at the first answer that is not 200.
+        Wrong: at the first answer that is no success.
     """
     first = urlsplit(urls[0])
     head = f"HTTP/1.1\r\nHost: {first.netloc}\r\nAuthorization: Bearer {token}\r\n\r\n"
