@@ -36,7 +36,7 @@ def wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> str:
     while "Ready after" not in (said := log.read_text(encoding="utf-8")):
         if process.poll() is not None or time.monotonic() > deadline:
             sys.exit(f"make run did not become ready:\n{said}")
-        time.sleep(0.1)
+        time.sleep(0.1)  # between two looks at the log
     return said
 
 

@@ -101,7 +101,7 @@ def _client(settings: RedisSettings) -> Any:
         nodes = [ClusterNode(*host) for host in address.hosts]
         return RedisCluster(startup_nodes=nodes, max_connections=settings.connections, ssl=address.tls, **common)
     if address.deployment is Deployment.SENTINEL:
-        sentinel = Sentinel(  # type: ignore[no-untyped-call]
+        sentinel = Sentinel(  # type: ignore[no-untyped-call]  # redis leaves it untyped
             list(address.hosts),
             sentinel_kwargs={name: common[name] for name in ("socket_timeout", "socket_connect_timeout")},
         )

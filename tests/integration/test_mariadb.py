@@ -124,8 +124,8 @@ async def test_an_insert_that_finds_its_key_counts_nothing_and_changes_nothing(
 
 @pytest.mark.sabotage(
     path="app/scaling/dialect/statements.py",
-    take_out='return f"{compiler.visit_insert(insert, **options)} ON DUPLICATE KEY UPDATE {key} = {key}"',
-    put='return f"{compiler.visit_insert(insert, **options)}".replace("INSERT", "INSERT IGNORE", 1)',
+    take_out='return f"{inserted} ON DUPLICATE KEY UPDATE {key} = {key}"',
+    put='return inserted.replace("INSERT", "INSERT IGNORE", 1)',
 )
 async def test_two_that_find_the_same_key_and_then_change_it_do_not_wait_for_each_other_in_a_ring(
     quiet: Resources,

@@ -72,7 +72,10 @@ class MariaDb(MariaDBDialect, MySQLDialect_aiomysql):
     def type_descriptor(self, typeobj: TypeEngine[Any]) -> TypeEngine[Any]:
         """Return how a column type is meant here."""
         ours = _OURS.get(type(typeobj))
-        return super().type_descriptor(typeobj) if ours is None else typeobj.adapt(ours)  # type: ignore[no-untyped-call]
+        if ours is not None:
+            return typeobj.adapt(ours)
+        theirs: TypeEngine[Any] = super().type_descriptor(typeobj)  # type: ignore[no-untyped-call]  # untyped there
+        return theirs
 
 
 registry.register(DRIVER.replace("+", "."), __name__, MariaDb.__name__)

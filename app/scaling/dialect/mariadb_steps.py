@@ -59,7 +59,7 @@ class MariaDbImpl(MariaDBImpl):
         metadata_indexes: set[Any],
     ) -> None:
         """Leave out of a comparison the indexes that are meant to differ from the models'."""
-        super().correct_for_autogen_constraints(  # type: ignore[no-untyped-call]
+        super().correct_for_autogen_constraints(  # type: ignore[no-untyped-call]  # Alembic leaves it untyped
             conn_unique_constraints, conn_indexes, metadata_unique_constraints, metadata_indexes
         )
         differing = {

@@ -83,7 +83,8 @@ class _InsertIgnore(Insert):
 
 @compiles(_InsertIgnore, POSTGRESQL)
 def _(insert: _InsertIgnore, compiler: SQLCompiler, **options: Any) -> str:
-    return f"{compiler.visit_insert(insert, **options)} ON CONFLICT DO NOTHING"  # type: ignore[no-untyped-call]
+    inserted = compiler.visit_insert(insert, **options)  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
+    return f"{inserted} ON CONFLICT DO NOTHING"
 
 
 @compiles(_InsertIgnore, MARIADB)
@@ -91,7 +92,8 @@ def _(insert: _InsertIgnore, compiler: SQLCompiler, **options: Any) -> str:
     # INSERT IGNORE would swallow other errors, too, and lock the row it finds for reading only: two that then change it
     # would wait for each other.
     key = compiler.preparer.format_column(next(iter(insert.table.primary_key)))
-    return f"{compiler.visit_insert(insert, **options)} ON DUPLICATE KEY UPDATE {key} = {key}"  # type: ignore[no-untyped-call]
+    inserted = compiler.visit_insert(insert, **options)  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
+    return f"{inserted} ON DUPLICATE KEY UPDATE {key} = {key}"
 
 
 class _JsonHas(FunctionElement[Any]):
