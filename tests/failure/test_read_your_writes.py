@@ -136,7 +136,7 @@ async def test_a_client_without_a_session_sees_its_writes_by_the_consistency_tok
     put="if replica.healthy and replica not in besides",
 )
 @pytest.mark.sabotage(
-    path="app/scaling/database.py",
+    path="app/scaling/database/__init__.py",
     take_out="        reading = profile_id or context.current().profile_id",
     put="        reading = context.current().profile_id",
 )

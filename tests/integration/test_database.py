@@ -104,7 +104,7 @@ async def test_a_wrong_statement_is_no_outage_and_shows_no_values(quiet: Resourc
 
 
 @pytest.mark.sabotage(
-    path="app/scaling/database.py", take_out="        work.reached(shard.number, writer.position)\n", put=""
+    path="app/scaling/database/writer.py", take_out="        work.reached(shard.number, writer.position)\n", put=""
 )
 async def test_a_commit_tells_the_work_the_position_that_its_reads_must_reach(
     quiet: Resources, servers: Servers, work: context.Work
@@ -118,7 +118,9 @@ async def test_a_commit_tells_the_work_the_position_that_its_reads_must_reach(
 
 
 @pytest.mark.postgresql("MariaDB tells the position in the commit's own answer")
-@pytest.mark.sabotage(path="app/scaling/database.py", take_out="return unknown_position(", put="raise SystemError(")
+@pytest.mark.sabotage(
+    path="app/scaling/database/writer.py", take_out="return unknown_position(", put="raise SystemError("
+)
 async def test_a_primary_lost_right_after_the_commit_has_committed(
     quiet: Resources, servers: Servers, work: context.Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,7 +152,7 @@ async def test_a_connection_lost_before_the_commit_is_unavailable_and_leaves_not
 
 
 @pytest.mark.sabotage(
-    path="app/scaling/database.py", take_out="            if node.answers:", put="            if False:"
+    path="app/scaling/database/writer.py", take_out="            if node.answers:", put="            if False:"
 )
 async def test_when_all_connections_are_in_use_a_write_says_so_instead_of_waiting_for_ever(narrow: Database) -> None:
     async with AsyncExitStack() as held:
@@ -164,7 +166,7 @@ async def test_when_all_connections_are_in_use_a_write_says_so_instead_of_waitin
 
 
 @pytest.mark.sabotage(
-    path="app/scaling/database.py", take_out="asyncio.timeout(PRIMARY_WAIT)", put="asyncio.timeout(None)"
+    path="app/scaling/database/reader.py", take_out="asyncio.timeout(PRIMARY_WAIT)", put="asyncio.timeout(None)"
 )
 @pytest.mark.postgresql("its advisory locks hold the reads up")
 async def test_reads_of_the_primary_are_capped_and_refused_past_the_cap(narrow: Database, servers: Servers) -> None:
@@ -248,7 +250,7 @@ async def test_without_its_primary_the_service_reads_refuses_writes_and_comes_ba
     assert await quiet.database.reader().first(looking_for(identifier))
 
 
-@pytest.mark.sabotage("app/scaling/database.py", "        self._then.append(act)", "        act()")
+@pytest.mark.sabotage("app/scaling/database/writer.py", "        self._then.append(act)", "        act()")
 async def test_what_waits_for_the_commit_does_not_happen_without_it(quiet: Resources) -> None:
     counted: list[str] = []
     with suppress(ZeroDivisionError):

@@ -163,7 +163,9 @@ async def test_writers_on_two_instances_lose_nothing_while_their_shard_goes_to_a
     assert longest < live_map.LONGEST_HOLD
 
 
-@pytest.mark.sabotage(path="app/scaling/database.py", take_out="    if places.move is None:\n", put="    if places:\n")
+@pytest.mark.sabotage(
+    path="app/scaling/database/shard.py", take_out="    if places.move is None:\n", put="    if places:\n"
+)
 async def test_lists_show_each_profile_once_in_every_phase_of_a_move(
     halves: Halves, monkeypatch: pytest.MonkeyPatch, moving: Mover
 ) -> None:

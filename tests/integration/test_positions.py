@@ -68,7 +68,7 @@ async def rename(instance: Resources, profile_id: UUID, inside: Any = None) -> N
     put="if replica.healthy and replica not in besides",
 )
 @pytest.mark.sabotage(
-    path="app/scaling/database.py",
+    path="app/scaling/database/__init__.py",
     take_out="        reading = profile_id or context.current().profile_id",
     put="        reading = context.current().profile_id",
 )

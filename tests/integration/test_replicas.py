@@ -59,7 +59,7 @@ async def strict(quiet: Resources) -> AsyncIterator[Database]:
 
 
 @pytest.mark.sabotage(
-    path="app/scaling/database.py",
+    path="app/scaling/database/reader.py",
     take_out="replica = nodes.choose(position, besides=lost)",
     put="replica = None",
 )
@@ -73,7 +73,7 @@ async def test_reads_go_to_the_replicas_and_spread_over_them(quiet: Resources) -
     put="if replica.healthy and replica not in besides",
 )
 @pytest.mark.sabotage(
-    path="app/scaling/database.py",
+    path="app/scaling/database/reader.py",
     take_out="else max(arrived, work.position(shard.number))",
     put="else 0",
 )
@@ -123,7 +123,7 @@ async def test_a_replica_that_lags_too_much_takes_no_reads_until_it_has_caught_u
 
 
 @pytest.mark.sabotage(
-    path="app/scaling/database.py", take_out="or len(lost) == REPLICA_TRIES or node in lost:", put="or node:"
+    path="app/scaling/database/reader.py", take_out="or len(lost) == REPLICA_TRIES or node in lost:", put="or node:"
 )
 async def test_a_read_whose_node_dies_is_answered_by_another_and_the_node_comes_back_by_itself(
     quiet: Resources, servers: Servers
@@ -149,7 +149,7 @@ async def test_a_read_whose_node_dies_is_answered_by_another_and_the_node_comes_
 
 
 @pytest.mark.sabotage(
-    path="app/scaling/database.py", take_out="or len(lost) == REPLICA_TRIES or node in lost:", put="or lost:"
+    path="app/scaling/database/reader.py", take_out="or len(lost) == REPLICA_TRIES or node in lost:", put="or lost:"
 )
 async def test_a_read_that_loses_both_replicas_at_once_is_answered_by_the_primary(
     quiet: Resources, servers: Servers, monkeypatch: pytest.MonkeyPatch

@@ -118,7 +118,7 @@ async def test_an_ended_session_is_unknown_everywhere_at_once(
 
 
 @pytest.mark.sabotage(
-    path="app/scaling/database.py",
+    path="app/scaling/database/__init__.py",
     take_out="await self._positions.settle(mark, opened.position if opened else 0)",
     put="await self._positions.settle(mark, 0)",
 )

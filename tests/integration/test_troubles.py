@@ -40,7 +40,7 @@ def healthy(database: Database) -> list[bool]:
 
 
 @pytest.mark.sabotage(
-    path="app/scaling/database.py",
+    path="app/scaling/database/reader.py",
     take_out="if trouble is Trouble.SLOW and node.answered_at > since:",
     put="if False:",
 )

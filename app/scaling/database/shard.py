@@ -1,0 +1,43 @@
+"""One shard as reads and writes see it, and which of its rows are its own while a range is on its way.
+
+Nothing here asks a server; what is known of the servers is the replica set's.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from sqlalchemy import Column, ColumnElement, false, or_, true
+
+from app.scaling import dialect
+from app.scaling.replicas import ReplicaSet
+from app.scaling.sharding import ShardMap
+
+CATALOG_SHARD = 0  # holds what belongs to no profile: directory, products, warehouses, stock, jobs
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A primary with its replicas, and how many reads the primary takes at a time."""
+
+    number: int
+    replicas: ReplicaSet
+    primary_reads: asyncio.Semaphore
+
+
+class Place(NamedTuple):
+    """Where a read goes: a shard, and the position up to which its log holds what has moved there."""
+
+    shard: Shard
+    arrived: int
+
+
+def own(places: ShardMap, shard: int, owner: Column[Any]) -> ColumnElement[bool]:
+    """Return the condition that a row, with its profile in `owner`, belongs to a shard.
+
+    While a range is moved its rows are on two shards, and only one of them answers for it.
+    """
+    if places.move is None:
+        return true()
+    logical = dialect.logical_shard_of(owner)
+    return or_(false(), *(logical.between(place.first, place.last) for place in places.held_by(shard)))
