@@ -252,7 +252,7 @@ def ask(side: Side, path: str, token: str, connections: int, seconds: float, *pa
     urls = ",".join(url + path for url in side.urls)
     command = [sys.executable, "-m", "loadtests.bench.load", urls, token, str(connections), str(seconds)]
     command += map(str, paths)
-    before = sum(_seconds(process) for process in side.processes)
+    before = spent(side)
     done = subprocess.run(  # noqa: S603  # our own program
         command,
         check=True,
@@ -261,13 +261,13 @@ def ask(side: Side, path: str, token: str, connections: int, seconds: float, *pa
     )
     answer: dict[str, float] = json.loads(done.stdout)
     # What else the machine does makes a second shorter for everybody, but not the work of a request longer.
-    after = sum(_seconds(process) for process in side.processes)
-    return answer | {"cpu": (after - before) / answer["requests"] * 1e6}
+    return answer | {"cpu": (spent(side) - before) / answer["requests"] * 1e6}
 
 
-def _seconds(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
+def spent(side: Side) -> float:
+    """Return the seconds of CPU that the processes of a side have used so far."""
+    times = [process.cpu_times() for process in side.processes]
+    return float(sum(each.user + each.system for each in times))
 
 
 def _install_express(folder: Path) -> Path | None:

@@ -2,7 +2,9 @@
 
     python -m loadtests.bench.orders [--rounds 5] [--seconds 4]
 
-Both have one core, in turns; the servers and the load share the other one. It writes `results/orders.json`.
+Both have one core, in turns; the servers and the load share the other one. It writes `results/orders.json`. Beside the
+orders in a second stands the CPU that each takes of its side's own process: what else a machine does makes a second
+shorter for everybody, but not the work of an order longer.
 """
 
 import argparse
@@ -28,7 +30,7 @@ from rich.console import Console
 
 from deploy.local.cluster import Cluster
 from deploy.local.programs import Sizes
-from loadtests.bench.__main__ import LOAD, NO_LIMIT, PASSWORD, RESULTS, SERVER, machine, pin, serve
+from loadtests.bench.__main__ import LOAD, NO_LIMIT, PASSWORD, RESULTS, SERVER, Side, machine, pin, serve, spent
 from loadtests.bench.load import Connection
 
 CONNECTIONS = 32
@@ -43,7 +45,7 @@ def main() -> None:
     chosen = parser.parse_args()
     if (os.cpu_count() or 1) <= LOAD:
         sys.exit("The bench needs two cores: one for the side, one for the servers and the load.")
-    rates: dict[str, list[float]] = {"bare": [], "service": []}
+    rounds: list[dict[str, dict[str, float]]] = []
     with ExitStack() as running:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         # Nothing here pays or mails, but no process starts without knowing where to.
@@ -71,16 +73,25 @@ def main() -> None:
         for number in range(chosen.rounds + 1):
             round_ = {
                 "bare": bare(cluster.environment, chosen.seconds),
-                "service": uvloop.run(service(ours.urls[0], token, product, chosen.seconds)),
+                "service": service(ours, token, product, chosen.seconds),
             }
             if number:  # the first round compiles and connects
-                console.print({name: round(rate) for name, rate in round_.items()})
-                for name, rate in round_.items():
-                    rates[name].append(rate)
-    ratio = statistics.median(own / most for own, most in zip(rates["service"], rates["bare"], strict=True))
+                console.print({side: {what: round(one) for what, one in of.items()} for side, of in round_.items()})
+                rounds.append(round_)
+    ratios = {
+        "orders_per_second": [each["service"]["rate"] / each["bare"]["rate"] for each in rounds],
+        "cpu": [each["bare"]["cpu"] / each["service"]["cpu"] for each in rounds],
+    }
     result = {
-        "ratios": {"POST /orders / bare asyncpg": {"measured": round(ratio, 2), "at least": 0.5}},
-        "orders_per_second": {name: [round(rate) for rate in each] for name, each in rates.items()},
+        "ratios": {
+            "POST /orders / bare asyncpg": {
+                "measured": round(statistics.median(ratios["orders_per_second"]), 2),
+                "at least": 0.5,
+            },
+            "CPU of bare asyncpg / POST /orders": {"measured": round(statistics.median(ratios["cpu"]), 2)},
+        },
+        "orders_per_second": {side: [round(each[side]["rate"]) for each in rounds] for side in rounds[0]},
+        "cpu_us_per_order": {side: [round(each[side]["cpu"]) for each in rounds] for side in rounds[0]},
         "machine": machine(),
     }
     RESULTS.mkdir(exist_ok=True)
@@ -88,8 +99,8 @@ def main() -> None:
     console.print_json(data=result)
 
 
-def bare(environment: dict[str, str], seconds: float) -> float:
-    """Return the orders that the bare program writes in a second, on the core of the side."""
+def bare(environment: dict[str, str], seconds: float) -> dict[str, float]:
+    """Return what the bare program measures of itself, on the core of the side."""
     done = subprocess.run(  # noqa: S603  # our own program
         [sys.executable, "-m", "loadtests.bench.rows", str(seconds), str(CONNECTIONS)],
         check=True,
@@ -97,11 +108,19 @@ def bare(environment: dict[str, str], seconds: float) -> float:
         env=os.environ | environment,
         preexec_fn=partial(pin, 0, SERVER),
     )
-    return float(done.stdout)
+    measured: dict[str, float] = json.loads(done.stdout)
+    return measured
 
 
-async def service(url: str, token: str, product: str, seconds: float) -> float:
-    """Return the orders that the service accepts in a second, each with a key of its own."""
+def service(side: Side, token: str, product: str, seconds: float) -> dict[str, float]:
+    """Return the orders that the service accepts in a second, and microseconds of its CPU an order."""
+    before = spent(side)
+    accepted, rate = uvloop.run(order(side.urls[0], token, product, seconds))
+    return {"rate": rate, "cpu": (spent(side) - before) / accepted * 1e6}
+
+
+async def order(url: str, token: str, product: str, seconds: float) -> tuple[int, float]:
+    """Place orders for some seconds, each with a key of its own; return how many, and how many in a second."""
     parts, latencies = urlsplit(url), list[float]()
     loop = asyncio.get_running_loop()
     requests = _requests(parts.netloc, token, product)
@@ -112,7 +131,7 @@ async def service(url: str, token: str, product: str, seconds: float) -> float:
     for connection in made:
         connection.begin(started + seconds)
     await asyncio.gather(*(connection.done for connection in made))
-    return len(latencies) / (perf_counter() - started)
+    return len(latencies), len(latencies) / (perf_counter() - started)
 
 
 def _given(connection: Connection) -> Connection:
