@@ -15,7 +15,7 @@ import asyncio
 import math
 import random
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic, time
@@ -197,6 +197,34 @@ class Cache:
             self._loading[flight] = task
             task.add_done_callback(lambda _: self._loading.pop(flight, None))
         return await asyncio.shield(task)
+
+    async def several(
+        self, kind: Kind, keys: Sequence[str], load: Callable[[Sequence[str]], Awaitable[dict[str, Entry]]]
+    ) -> dict[str, Entry]:
+        """Return the entries that exist among `keys`: at hand, from Redis in one round trip, or else all from one load.
+
+        What is not known to exist is always loaded, for callers who act on it.
+        """
+        found = {key: near for key in keys if (near := self.kept(kind, key)) is not None and near.body is not None}
+        CACHE_READS.labels(kind.name, "l1").inc(len(found))
+        unknown = [key for key in keys if key not in found]
+        if not unknown:
+            return found
+        epoch = self._near.epoch
+        spans = [context.Span("") for _ in unknown]
+        held = await asyncio.gather(*(self._ask(kind, key, span) for key, span in zip(unknown, spans, strict=True)))
+        for key, span, raw in zip(unknown, spans, held, strict=True):
+            CACHE_READS.labels(kind.name, span.description).inc()
+            entry = self.found(kind, key, raw, epoch) if raw is not None else ABSENT
+            if entry.body is not None:
+                found[key] = entry
+        missing = [key for key in unknown if key not in found]
+        if missing:
+            loaded = await load(missing)
+            with suppress(RedisDown):
+                await asyncio.gather(*(self._store(kind, key, entry) for key, entry in loaded.items()))
+            found |= loaded
+        return found
 
     async def put(self, kind: Kind, key: str, entry: Entry) -> Entry:
         """Write `entry` through, unless a newer one is there; return what stands afterwards.

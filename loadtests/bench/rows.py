@@ -3,8 +3,8 @@
     python -m loadtests.bench.rows SECONDS TASKS
 
 Like most programs it sends BEGIN, an INSERT for each table, and COMMIT. It speaks no HTTP, knows no caller, prices and
-validates nothing. As JSON it prints how many orders it wrote in a second (`rate`), and how much of its own CPU each took,
-in microseconds (`cpu`).
+validates nothing. As JSON it prints how many orders it wrote in a second (`rate`), and the microseconds of its own CPU
+that each took (`cpu`).
 """
 
 import asyncio

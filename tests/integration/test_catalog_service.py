@@ -7,11 +7,13 @@ from uuid import UUID, uuid4
 import orjson
 import pytest
 from quiet import REPLICAS, Servers, stranger
+from sqlalchemy import select
 
 from app.core import context
 from app.core.errors import Conflict, NotFound, PreconditionFailed
 from app.core.ids import new_id
 from app.domain.catalog.rules import NewProduct, OutOfStock, Product, Reserved, Wanted
+from app.domain.catalog.tables import products
 from app.wiring import Resources
 
 pytest_plugins = ("quiet",)
@@ -29,10 +31,13 @@ async def product_of(instance: Resources, stock: int = 10, **more: Any) -> Produ
 
 async def available(instance: Resources, product: Product) -> int:
     """Return what the primary and the cache both say is left."""
-    (row,) = (await instance.catalog.priced([product.id])).values()
+    row = await instance.database.reader(newest=True).first(
+        select(products.c.available).where(products.c.id == product.id)
+    )
+    assert row is not None
     shown = orjson.loads((await instance.catalog.product(product.id)).body or b"")["available"]
     assert shown == row.available
-    return row.available
+    return int(row.available)
 
 
 async def free(servers: Servers, product: Product) -> int:

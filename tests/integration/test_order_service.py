@@ -7,19 +7,23 @@ from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 import pytest
-from quiet import Servers
+from conftest import until
+from quiet import REPLICAS, Servers, stranger
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
+from app.core import context
 from app.core.errors import Conflict, Invalid, NotFound, Unavailable
 from app.core.ids import new_id
 from app.core.settings import StorageSettings
+from app.core.telemetry import CACHE_READS
 from app.domain.catalog.rules import NewProduct, Product
 from app.domain.orders.invoicing import key_of
 from app.domain.orders.rules import NewItem, NewOrder, Order
 from app.domain.orders.service import PLACE
 from app.domain.profiles.rules import NewProfile, Profile
 from app.scaling import outbox
+from app.scaling.cache import PRODUCT
 from app.scaling.dialect import Rows
 from app.scaling.idempotency import Claim
 from app.scaling.storage import Storage
@@ -117,6 +121,49 @@ async def test_a_refused_order_leaves_nothing_and_names_the_line(
     with pytest.raises(Invalid, match="same currency"):
         await place(quiet, profile, NewItem(euro.id, 1), NewItem(dollar.id, 1))
     assert [await count(servers, table, profile) for table in ("orders", "idempotency_keys")] == [0, 0]
+
+
+@pytest.mark.sabotage(
+    path="app/domain/catalog/service.py", take_out="for newest in (False, True):", put="for newest in (False,):"
+)
+async def test_a_product_made_just_now_can_be_ordered_although_no_replica_has_it(
+    quiet: Resources, other: Resources, servers: Servers, profile: Profile
+) -> None:
+    async with servers.paused(*REPLICAS):
+        product = await product_of(quiet)
+        cached = quiet.cache.name_of(PRODUCT, str(product.id))
+        # Nor has Redis: it may have been lost with what the writer told it.
+        await quiet.pipe.ask(cached, "DEL", cached)
+        new = NewOrder((NewItem(product.id, 2),), "tok_ok")
+        with context.working(stranger()):
+            placed = await other.orders.place(profile.id, new, Claim.of(profile.id, PLACE, uuid4().hex, {}))
+    assert placed.reply["total"]["amount"] == 2 * product.amount
+
+
+async def test_an_order_costs_what_the_product_is_shown_for(
+    quiet: Resources, other: Resources, profile: Profile
+) -> None:
+    product = await product_of(quiet, amount=1250)
+    assert (await place(other, profile, NewItem(product.id, 1))).amount == 1250
+    await quiet.catalog.change(product.id, 1, {"amount": 1300})
+    assert (await place(other, profile, NewItem(product.id, 1))).amount == 1300
+
+
+@pytest.mark.sabotage(
+    path="app/scaling/cache.py",
+    take_out="(near := self.kept(kind, key)) is not None and near.body is not None}",
+    put="(near := None) is not None}",
+)
+async def test_prices_at_hand_are_asked_of_nobody(quiet: Resources) -> None:
+    wanted = [(await product_of(quiet)).id for _ in range(3)]
+    at_hand = CACHE_READS.labels("product", "l1")
+
+    async def asks_nobody() -> bool:
+        before = at_hand._value.get()
+        assert set(await quiet.catalog.shown(wanted)) == set(wanted)
+        return bool(at_hand._value.get() == before + len(wanted))
+
+    await until(asks_nobody)
 
 
 async def test_an_order_is_its_customers_only(quiet: Resources, profile: Profile) -> None:

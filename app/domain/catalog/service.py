@@ -47,10 +47,13 @@ class Catalog:
         """Return the product as JSON bytes, with its revision; no body for an unknown one."""
         return await self._cache.read(PRODUCT, str(product_id), self._loader(str(product_id)))
 
-    async def priced(self, product_ids: Iterable[UUID]) -> dict[UUID, Product]:
-        """Return the products that exist among `product_ids`, as they are now, for an order's lines."""
-        rows = await self._database.reader().all(select(*_COLUMNS).where(products.c.id.in_(list(product_ids))))
-        return {row.id: _product(row) for row in rows}
+    async def shown(self, product_ids: Iterable[UUID]) -> dict[UUID, dict[str, Any]]:
+        """Return the products that exist among `product_ids`, as everybody sees them at this moment.
+
+        A product that was made just now exists, although no replica may have it yet.
+        """
+        found = await self._cache.several(PRODUCT, [str(each) for each in product_ids], self._loaded)
+        return {UUID(key): wire.decode(entry.body or b"") for key, entry in found.items()}
 
     async def listed(self, limit: int, cursor: str | None) -> bytes:
         """Return a page of products, newest first, as the JSON bytes to send."""
@@ -239,6 +242,16 @@ class Catalog:
             return ABSENT if row is None else _entry(_product(row))
 
         return load
+
+    async def _loaded(self, keys: Sequence[str]) -> dict[str, Entry]:
+        found: dict[str, Entry] = {}
+        for newest in (False, True):
+            missing = [UUID(key) for key in keys if key not in found]
+            if missing:
+                reader = self._database.reader(newest=newest)
+                rows = await reader.all(select(*_COLUMNS).where(products.c.id.in_(missing)))
+                found |= {str(row.id): _entry(_product(row)) for row in rows}
+        return found
 
     async def _claim(self, writer: Writer, order_id: UUID) -> bool:
         now = datetime.now(UTC)

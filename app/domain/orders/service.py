@@ -275,20 +275,21 @@ class Orders:
         return changed
 
     async def _lines(self, new: NewOrder) -> tuple[tuple[Line, ...], str]:
-        priced = await self._catalog.priced(item.product_id for item in new.items)
+        shown = await self._catalog.shown(item.product_id for item in new.items)
         unknown = tuple(
             FieldError(f"/items/{number}/product_id", "There is no such product.")
             for number, item in enumerate(new.items)
-            if item.product_id not in priced
+            if item.product_id not in shown
         )
         if unknown:
             raise Invalid("The order names a product that does not exist.", code="unknown_product", fields=unknown)
-        ordered = [(item, priced[item.product_id]) for item in new.items]
-        currency = ordered[0][1].currency
-        if any(product.currency != currency for _, product in ordered):
+        ordered = [(item, shown[item.product_id]) for item in new.items]
+        currency: str = ordered[0][1]["price"]["currency"]
+        if any(product["price"]["currency"] != currency for _, product in ordered):
             raise Invalid.field("/items", "All products of an order must have the same currency.")
         return tuple(
-            Line(product.id, product.sku, product.name, item.quantity, product.amount) for item, product in ordered
+            Line(item.product_id, product["sku"], product["name"], item.quantity, product["price"]["amount"])
+            for item, product in ordered
         ), currency
 
     def _draft(self, profile_id: UUID, lines: tuple[Line, ...], currency: str, payment_method: str) -> Order:

@@ -130,8 +130,8 @@ class Recommendations:
 
     async def _views(self, product_ids: Sequence[UUID]) -> list[dict[str, Any]]:
         """Return the views of the products that can be bought, in the order of the ids."""
-        found = await self._catalog.priced(product_ids) if product_ids else {}
-        return [found[each].view() for each in product_ids if each in found and found[each].available]
+        found = await self._catalog.shown(product_ids)
+        return [found[each] for each in product_ids if each in found and found[each]["available"]]
 
 
 def _answer(items: list[dict[str, Any]], source: str) -> bytes:
