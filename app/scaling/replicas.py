@@ -10,16 +10,13 @@ import asyncio
 import random
 from collections.abc import Collection
 from contextlib import suppress
-from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any
-
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.core.settings import DatabaseSettings, ShardAddress
 from app.core.telemetry import REPLICA_HEALTHY, REPLICA_LAG, logger
 from app.scaling import dialect
 from app.scaling.lag import Timeline
+from app.scaling.node import Node
 
 log = logger(__name__)
 
@@ -29,45 +26,6 @@ FIRST_OUT = 1.0  # seconds
 LONGEST_OUT = 30.0  # seconds
 # Lag is told exactly up to this many times the largest allowed one; past that it is only known to be too much.
 HORIZONS = 2
-
-
-@dataclass(slots=True, eq=False)
-class Node:
-    """A server of the shard, with what was last seen of it.
-
-    Attributes:
-        name: as `Server-Timing` shows it while the server is a replica.
-        url: where it is.
-        engine: its pool for reads.
-        writes: its pool for transactions, used while it is the primary.
-        in_flight: reads that wait for a connection to it or for its answer.
-        in_use: the driver's connections on which somebody waits for its answer.
-        claims: whether it says that it is a primary; what a lost one said last stands.
-        history: number of the history that its log follows, 0 if that is not known.
-        answers: whether it answered its watcher the last time.
-        answered_at: moment (`time.monotonic`) of its last answer to its watcher.
-        position: how far it has replayed, as it last said while a replica; after a crash it may be less than before.
-        lag: seconds behind the primary.
-        healthy: whether it takes reads as a replica.
-        failures: reads that it has failed, one after the other, since it was last all right.
-        out_until: moment (`time.monotonic`) before which it does not come back.
-    """
-
-    name: str
-    url: str = field(repr=False)
-    engine: AsyncEngine
-    writes: AsyncEngine
-    in_flight: int = 0
-    in_use: set[Any] = field(default_factory=set)
-    claims: bool = False
-    history: int = 0
-    answers: bool = False
-    answered_at: float = 0.0
-    position: int = 0
-    lag: float = 0.0
-    healthy: bool = False
-    failures: int = 0
-    out_until: float = 0.0
 
 
 class ReplicaSet:
@@ -84,12 +42,7 @@ class ReplicaSet:
         self._settings = settings
         self._timeline = Timeline(HORIZONS * settings.replica_max_lag)
         self.nodes = tuple(
-            Node(
-                name=f"replica-{number}",
-                url=url,
-                engine=dialect.create_engine(url, settings, autocommit=True, name="reader"),
-                writes=dialect.create_engine(url, settings, autocommit=False, name="writer"),
-            )
+            Node.at(url, f"replica-{number}", settings)
             for number, url in enumerate((address.primary, *address.replicas))
         )
         self.primary = self.nodes[0]

@@ -166,7 +166,30 @@ async def test_when_all_connections_are_in_use_a_write_says_so_instead_of_waitin
 
 
 @pytest.mark.sabotage(
-    path="app/scaling/database/reader.py", take_out="asyncio.timeout(PRIMARY_WAIT)", put="asyncio.timeout(None)"
+    path="app/scaling/node.py", take_out="asyncio.Semaphore(settings.connections)", put="asyncio.Semaphore(1000)"
+)
+async def test_a_read_that_waits_for_a_connection_is_not_passed_by_for_ever(narrow: Database) -> None:
+    """Whoever comes at the moment at which one is given back would take it, before the one that waits wakes up."""
+    done = asyncio.Event()
+
+    async def greedy() -> None:
+        while not done.is_set():
+            await narrow.shards[0].replicas.primary.all(text("SELECT 1"))
+
+    others = [asyncio.create_task(greedy()) for _ in range(4)]
+    try:
+        for _ in range(20):
+            assert await narrow.shards[0].replicas.primary.all(text("SELECT 2"))
+    finally:
+        done.set()
+        ended = await asyncio.gather(*others, return_exceptions=True)
+    assert ended == [None] * 4
+
+
+@pytest.mark.sabotage(
+    path="app/scaling/database/reader.py",
+    take_out="take(shard.primary_reads, PRIMARY_WAIT)",
+    put="take(shard.primary_reads, 3600)",
 )
 @pytest.mark.postgresql("its advisory locks hold the reads up")
 async def test_reads_of_the_primary_are_capped_and_refused_past_the_cap(narrow: Database, servers: Servers) -> None:

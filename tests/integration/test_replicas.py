@@ -14,7 +14,7 @@ from sqlalchemy import insert, select, text
 from app.core import context
 from app.domain.reports.tables import bought_together as rows
 from app.scaling.database import Database
-from app.scaling.replicas import Node
+from app.scaling.node import Node
 from app.wiring import Resources
 
 pytest_plugins = ("quiet",)

@@ -4,7 +4,8 @@ import pytest
 
 from app.core.settings import DatabaseSettings, ShardAddress
 from app.scaling.dialect import State
-from app.scaling.replicas import Node, ReplicaSet
+from app.scaling.node import Node
+from app.scaling.replicas import ReplicaSet
 
 NOWHERE = "postgresql://u@127.0.0.1:1/x"
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, insert, select, tuple_, update
+from sqlalchemy import Row, bindparam, insert, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
 from app.core import context, wire
@@ -20,12 +20,14 @@ from app.domain.catalog.tables import products, reservations, stock, warehouses
 from app.scaling.cache import ABSENT, LIST, PRODUCT, SEARCH, Cache, Entry, Load
 from app.scaling.database import CATALOG_SHARD, Database, Writer
 from app.scaling.dialect import by_primary_key, insert_ignore, match_rank, matches
+from app.scaling.lookup import Lookup
 from app.scaling.paging import Cursors
 
 GENERATION = "products"
 STALE = "The product has changed since you read it; read it again, then change it."
 RESERVED, REFUSED, RELEASED, DISPATCHED = "reserved", "refused", "released", "dispatched"
 _COLUMNS = [column for column in products.c if column.name != "words"]
+_BY_ID = Lookup(select(*_COLUMNS).where(products.c.id == bindparam("product_id")))
 
 
 class Catalog:
@@ -238,7 +240,7 @@ class Catalog:
 
     def _loader(self, key: str) -> Load:
         async def load() -> Entry:
-            row = await self._database.reader().first(select(*_COLUMNS).where(products.c.id == UUID(key)))
+            row = await self._database.reader().find(_BY_ID, product_id=UUID(key))
             return ABSENT if row is None else _entry(_product(row))
 
         return load

@@ -34,24 +34,20 @@ class NewProfile:
 
 
 @dataclass(frozen=True, slots=True)
-class Profile:
-    """A profile as stored, without its password hash."""
+class PublicProfile:
+    """What anybody may see of a profile."""
 
     id: UUID
-    email: str
     name: str
     bio: str | None
     tier: str
-    role: str
-    location: Location | None
-    attributes: dict[str, Any]
     avatar_url: str | None
     version: int
     created_at: datetime
     updated_at: datetime
 
     def public_view(self) -> dict[str, Any]:
-        """Return what anybody may see."""
+        """Return it as it is written."""
         return {
             "id": self.id,
             "name": self.name,
@@ -62,6 +58,16 @@ class Profile:
             "created_at": self.created_at,
             "updated_at": self.updated_at,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Profile(PublicProfile):
+    """A profile as stored, without its password hash."""
+
+    email: str
+    role: str
+    location: Location | None
+    attributes: dict[str, Any]
 
     def own_view(self) -> dict[str, Any]:
         """Return what the person themselves may see."""

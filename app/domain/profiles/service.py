@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, bindparam, insert, or_, select, update
 
 from app.core import context, wire
 from app.core.errors import NotFound, PreconditionFailed, Unavailable
@@ -14,16 +14,25 @@ from app.core.ids import new_id
 from app.core.telemetry import BUSINESS_EVENTS
 from app.domain.profiles.directory import Directory, taken
 from app.domain.profiles.passwords import Passwords
-from app.domain.profiles.rules import MEMBER, TIERS, Location, NewProfile, Profile, normalise_email
+from app.domain.profiles.rules import MEMBER, TIERS, Location, NewProfile, Profile, PublicProfile, normalise_email
 from app.domain.profiles.tables import profiles
 from app.scaling import outbox
 from app.scaling.cache import ABSENT, LIST, PROFILE, Cache, Entry, Load
 from app.scaling.database import Database, Writer
 from app.scaling.dialect import begins_with, json_has
+from app.scaling.lookup import Lookup
 from app.scaling.paging import Cursors
 
 GENERATION = "profiles"
 STALE = "The profile has changed since you read it; read it again, then change it."
+# What the public view shows.
+_PUBLIC = [
+    profiles.c[name]
+    for name in ("profile_id", "name", "bio", "tier", "avatar_key", "version", "created_at", "updated_at")
+]
+_PUBLIC_BY_ID = Lookup(
+    select(*_PUBLIC).where(profiles.c.profile_id == bindparam("profile_id"), profiles.c.erased_at.is_(None))
+)
 
 
 class Profiles:
@@ -156,7 +165,7 @@ class Profiles:
         after = self._cursors.open_id(scope, cursor)
         if after is not None:
             filters.append(profiles.c.profile_id < after)
-        statement = select(profiles).where(*filters).order_by(profiles.c.profile_id.desc()).limit(limit + 1)
+        statement = select(*_PUBLIC).where(*filters).order_by(profiles.c.profile_id.desc()).limit(limit + 1)
         generations = await self._generations()
 
         async def load() -> Entry:
@@ -166,7 +175,7 @@ class Profiles:
                 rows,
                 limit,
                 key=lambda row: str(row.profile_id),
-                item=lambda row: _profile(row).public_view(),
+                item=lambda row: _public(row).public_view(),
             )
             return Entry(1, wire.encode(page))
 
@@ -268,8 +277,8 @@ class Profiles:
         profile_id = UUID(key)
 
         async def load() -> Entry:
-            row = await self._database.reader(profile_id).first(_by_id(profile_id))
-            return ABSENT if row is None else _entry(_profile(row))
+            row = await self._database.reader(profile_id).find(_PUBLIC_BY_ID, profile_id=profile_id)
+            return ABSENT if row is None else _entry(_public(row))
 
         return load
 
@@ -313,7 +322,7 @@ def _readings(value: str) -> list[Any]:
     return [value, parsed] if isinstance(parsed, int | float | bool) else [value]
 
 
-def _entry(profile: Profile) -> Entry:
+def _entry(profile: PublicProfile) -> Entry:
     return Entry(profile.version, wire.encode(profile.public_view()))
 
 
@@ -336,16 +345,27 @@ def _columns(profile: Profile) -> dict[str, Any]:
 
 def _profile(row: Any) -> Profile:
     return Profile(
-        id=row.profile_id,
+        **_shown(row),
         email=row.email or "",
-        name=row.name,
-        bio=row.bio,
-        tier=row.tier,
         role=row.role,
         location=None if row.lat is None else Location(row.lat, row.lon),
         attributes=row.attributes,
-        avatar_url=None if row.avatar_key is None else f"/api/v1/assets/{row.avatar_key}",
-        version=row.version,
-        created_at=row.created_at,
-        updated_at=row.updated_at,
     )
+
+
+def _public(row: Any) -> PublicProfile:
+    return PublicProfile(**_shown(row))
+
+
+def _shown(row: Any) -> dict[str, Any]:
+    """Return the fields of `PublicProfile`."""
+    return {
+        "id": row.profile_id,
+        "name": row.name,
+        "bio": row.bio,
+        "tier": row.tier,
+        "avatar_url": None if row.avatar_key is None else f"/api/v1/assets/{row.avatar_key}",
+        "version": row.version,
+        "created_at": row.created_at,
+        "updated_at": row.updated_at,
+    }

@@ -4,23 +4,25 @@ A node that is lost under a statement costs the caller a second one, not an erro
 can, and only as many at a time as leave it its writes.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import lru_cache
 from time import monotonic
 from typing import Any
 
+from prometheus_client import Counter
 from sqlalchemy import Executable, Row
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from app.core import context
 from app.core.context import NEWEST
 from app.core.errors import Unavailable
-from app.core.telemetry import DATABASE_FALLBACKS, DATABASE_STATEMENTS
+from app.core.telemetry import DATABASE_FALLBACKS
 from app.scaling import dialect
 from app.scaling.database.refusals import all_in_use, too_slow
-from app.scaling.database.shard import Place, Shard
+from app.scaling.database.shard import Place, Shard, statements_of
 from app.scaling.dialect import Trouble
-from app.scaling.replicas import Node
+from app.scaling.lookup import Lookup
+from app.scaling.node import Node, take
 
 # Replicas that one read may lose before it asks the primary: two, because replicas that share a machine or a restart
 # die together, sooner than any watcher sees it.
@@ -28,6 +30,8 @@ REPLICA_TRIES = 2
 
 # Seconds a read waits for its turn at the primary: a burst passes in this time, an outage of the replicas does not.
 PRIMARY_WAIT = 0.25
+
+_Ask = Callable[[Node], Awaitable[Sequence[Any]]]
 
 
 class Reader:
@@ -42,14 +46,19 @@ class Reader:
 
     async def all(self, statement: Executable) -> Sequence[Row[Any]]:
         """Return all rows."""
-        return await self._run(statement)
+        return await self._run(lambda node: node.all(statement))
 
     async def first(self, statement: Executable) -> Row[Any] | None:
         """Return the first row, or None."""
-        rows = await self._run(statement)
+        rows = await self.all(statement)
         return rows[0] if rows else None
 
-    async def _run(self, statement: Executable) -> Sequence[Row[Any]]:
+    async def find(self, lookup: Lookup, **values: Any) -> Any:
+        """Return the first row of a lookup with these values, its columns as attributes, or None."""
+        rows = await self._run(lambda node: node.find(lookup, values))
+        return rows[0] if rows else None
+
+    async def _run(self, ask: _Ask) -> Sequence[Any]:
         shard, arrived = await self._find()
         nodes = shard.replicas
         lost: list[Node] = []
@@ -62,8 +71,8 @@ class Reader:
             since = monotonic()
             try:
                 if replica is not None:
-                    return await self._send(shard, replica, statement)
-                return await self._ask_primary(shard, statement, failover=bool(lost))
+                    return await self._send(shard, replica, ask)
+                return await self._ask_primary(shard, ask, failover=bool(lost))
             except dialect.ERRORS as error:
                 trouble = dialect.trouble(error)
                 if trouble is None:
@@ -78,41 +87,39 @@ class Reader:
                     raise Unavailable("The database cannot answer now; try again.", code="database_down") from error
                 lost.append(node)
 
-    async def _ask_primary(self, shard: Shard, statement: Executable, *, failover: bool) -> Sequence[Row[Any]]:
+    async def _ask_primary(self, shard: Shard, ask: _Ask, *, failover: bool) -> Sequence[Any]:
         nodes = shard.replicas
         able = any(replica.healthy for replica in nodes.replicas)
         reason = "failover" if failover else "position" if able else "no_replica"
-        DATABASE_FALLBACKS.labels(str(shard.number), reason).inc()
+        _fallbacks_of(shard.number, reason).inc()
         if nodes.primary.answers and not nodes.primary.claims:
             raise Unavailable("The database has no primary right now; try again.", code="database_down")
         # The cap keeps an outage of the replicas from turning into one of the primary.
         try:
-            async with asyncio.timeout(PRIMARY_WAIT):
-                await shard.primary_reads.acquire()
+            await take(shard.primary_reads, PRIMARY_WAIT)
         except TimeoutError as error:
             raise Unavailable("Too many reads wait for the primary; try again.", code="read_capacity") from error
         try:
-            return await self._send(shard, nodes.primary, statement)
+            return await self._send(shard, nodes.primary, ask)
         finally:
             shard.primary_reads.release()
 
-    async def _send(self, shard: Shard, node: Node, statement: Executable) -> Sequence[Row[Any]]:
+    async def _send(self, shard: Shard, node: Node, ask: _Ask) -> Sequence[Any]:
         name = shard.replicas.name_of(node)
         node.in_flight += 1
         outcome = "error"
         try:
             with context.current().timed("db", name):
-                async with node.engine.connect() as connection:
-                    driver_connection = (await connection.get_raw_connection()).driver_connection
-                    node.in_use.add(driver_connection)
-                    try:
-                        rows = (await connection.execute(statement)).all()
-                    finally:
-                        node.in_use.discard(driver_connection)
+                rows = await ask(node)
             outcome = "ok"
         except PoolTimeout as error:
             raise all_in_use() from error
         finally:
             node.in_flight -= 1
-            DATABASE_STATEMENTS.labels(str(shard.number), name, outcome).inc()
+            statements_of(shard.number, name, outcome).inc()
         return rows
+
+
+@lru_cache
+def _fallbacks_of(shard: int, reason: str) -> Counter:
+    return DATABASE_FALLBACKS.labels(str(shard), reason)

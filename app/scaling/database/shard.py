@@ -5,10 +5,13 @@ Nothing here asks a server; what is known of the servers is the replica set's.
 
 import asyncio
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
+from prometheus_client import Counter
 from sqlalchemy import Column, ColumnElement, false, or_, true
 
+from app.core.telemetry import DATABASE_STATEMENTS
 from app.scaling import dialect
 from app.scaling.replicas import ReplicaSet
 from app.scaling.sharding import ShardMap
@@ -30,6 +33,13 @@ class Place(NamedTuple):
 
     shard: Shard
     arrived: int
+
+
+# To find a counter by its labels costs as much as to choose a replica; there are a few for each node.
+@lru_cache
+def statements_of(shard: int, node: str, outcome: str) -> Counter:
+    """Return the counter of the statements that were sent to a node of a shard and came to that end."""
+    return DATABASE_STATEMENTS.labels(str(shard), node, outcome)
 
 
 def own(places: ShardMap, shard: int, owner: Column[Any]) -> ColumnElement[bool]:

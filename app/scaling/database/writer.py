@@ -18,14 +18,13 @@ from app.core import context
 from app.core.context import NEWEST, unknown_position
 from app.core.errors import Unavailable
 from app.core.settings import DatabaseSettings
-from app.core.telemetry import DATABASE_STATEMENTS
 from app.scaling import dialect
 from app.scaling.database.refusals import all_in_use, refuse
-from app.scaling.database.shard import Shard, own
+from app.scaling.database.shard import Shard, own, statements_of
 from app.scaling.dialect import Rows, Trouble
 from app.scaling.live_map import LiveMap
+from app.scaling.node import Node
 from app.scaling.positions import MARK_SECONDS
-from app.scaling.replicas import Node
 from app.scaling.sharding import ShardMap
 
 
@@ -100,7 +99,7 @@ class Writer:
     async def _execute(self, statement: Executable, parameters: Sequence[Mapping[str, Any]] | None = None) -> Any:
         with context.current().timed("db", "primary"):
             result = await self._connection.execute(statement, parameters)
-        DATABASE_STATEMENTS.labels(str(self.shard), "primary", "ok").inc()
+        statements_of(self.shard, "primary", "ok").inc()
         return result
 
 

@@ -41,6 +41,7 @@ __all__ = [
     "create_engine",
     "cut",
     "driver_url",
+    "fetch",
     "hold_for_migrations",
     "insert_ignore",
     "insert_together",
@@ -87,6 +88,9 @@ class Engine(Protocol):
 
     async def commit_position(self, driver_connection: Any) -> int:
         """See `commit_position` below."""
+
+    async def fetch(self, driver_connection: Any, text: str, values: Sequence[Any]) -> Sequence[Any]:
+        """See `fetch` below."""
 
     def insert_together(self, first: Rows, others: Sequence[Rows]) -> Executable | None:
         """See `insert_together` below."""
@@ -165,6 +169,17 @@ def cut(driver_connection: Any) -> None:
 async def commit_position(driver_connection: Any) -> int:
     """Return a position at or after everything that this connection has committed."""
     return await _behind(driver_connection).commit_position(driver_connection)
+
+
+async def fetch(driver_connection: Any, text: str, values: Sequence[Any]) -> Sequence[Any]:
+    """Run a statement and return its rows, the columns of each in their order, as the driver reads them.
+
+    Args:
+        driver_connection: on which nothing else goes on.
+        text: with the driver's own marks for the values.
+        values: in their order.
+    """
+    return await _behind(driver_connection).fetch(driver_connection, text, values)
 
 
 def insert_together(url: str, first: Rows, others: Sequence[Rows] = ()) -> Executable | None:

@@ -204,6 +204,14 @@ async def commit_position(driver_connection: Connection) -> int:
     return (await state(driver_connection)).position
 
 
+async def fetch(driver_connection: Connection, text: str, values: Sequence[Any]) -> Sequence[Any]:
+    """Run a statement and return its rows."""
+    async with driver_connection.cursor(_Columns) as cursor:
+        await cursor.execute(text, values)
+        found: Sequence[Any] = await cursor.fetchall()
+    return found
+
+
 def insert_together(_first: Rows, _others: Sequence[Rows]) -> None:
     """Return nothing: an insert is no part of another statement here."""
 
@@ -253,9 +261,13 @@ def trouble(error: BaseException) -> Trouble | None:
     return _TROUBLES.get(error.args[0]) if isinstance(error, MySQLError) and error.args else None
 
 
-class _Rows(aiomysql.DictCursor):  # type: ignore[misc]  # aiomysql ships no types
+class _Columns(aiomysql.Cursor):  # type: ignore[misc]  # aiomysql ships no types
     async def _show_warnings(self, _connection: Connection) -> None:
         """Ask nothing: aiomysql would fetch every warning, one round trip more, and raise it as Python's."""
+
+
+class _Rows(_Columns, aiomysql.DictCursor):  # type: ignore[misc]  # the same
+    """The same, with rows by name."""
 
 
 async def rows(driver_connection: Connection, statement: str, values: tuple[Any, ...] = ()) -> list[dict[str, Any]]:

@@ -40,7 +40,7 @@ _LIMITS = """
 # The last one comes with each connection, unless a pooler hands them out.
 _TIME_LIMITS = ["statement_timeout", "idle_in_transaction_session_timeout", "lock_timeout"]
 
-# asyncpg's own default: of the statements that go past SQLAlchemy there are three.
+# asyncpg's own default: statements that go past SQLAlchemy are a handful.
 STATEMENTS_KEPT = 100
 INSERTS_TOGETHER = True
 
@@ -128,6 +128,12 @@ def cut(driver_connection: asyncpg.Connection) -> None:
 async def commit_position(driver_connection: asyncpg.Connection) -> int:
     """Return a position at or after everything that this connection has committed."""
     return int(await driver_connection.fetchval(_PRIMARY_POSITION))
+
+
+async def fetch(driver_connection: asyncpg.Connection, text: str, values: Sequence[Any]) -> Sequence[Any]:
+    """Run a statement and return its rows."""
+    rows: Sequence[Any] = await driver_connection.fetch(text, *values)
+    return rows
 
 
 def insert_together(first: Rows, others: Sequence[Rows]) -> Executable:
