@@ -41,8 +41,8 @@ status: $(STAMP) ## Show every process of the cluster
 test: $(STAMP) ## All tests, against a cluster of their own on free ports
 	$(BIN)/python -m pytest
 
-test-failure: $(STAMP) ## The failure tests in their long form: 200 orders, Redis away for a minute (CRASH_SEED=7 repeats one)
-	CRASH_ORDERS=200 BROKER_OUTAGE=60 $(BIN)/python -m pytest tests/failure
+test-failure: $(STAMP) ## The failure tests in their long form: 200 orders, Redis away for a minute, a mover killed at 7 points (CRASH_SEED=7 repeats one)
+	CRASH_ORDERS=200 BROKER_OUTAGE=60 MOVER_DEATHS=all $(BIN)/python -m pytest tests/failure
 
 test-mysql: $(STAMP) ## The tests of what talks to a database, on the machine's MariaDB instead of PostgreSQL
 	$(BIN)/python -m deploy.local.mariadb && TEST_DATABASE=mariadb $(BIN)/python -m pytest \

@@ -9,6 +9,7 @@ import orjson
 import pytest
 from conftest import until
 from halves import HALF, Halves, on_half
+from moving import HANDED_OVER, POINTS, arm
 
 from app.core import context
 from app.core.errors import Conflict, Unavailable
@@ -161,6 +162,48 @@ async def test_writers_on_two_instances_lose_nothing_while_their_shard_goes_to_a
         assert told["n"] == versions[profile.id]
         assert set((await rows(halves, 0, profile.id)).values()) == {0}
     assert longest < live_map.LONGEST_HOLD
+
+
+class Died(BaseException):
+    """Stands in for the end of the mover's process, which no handler sees either."""
+
+
+@pytest.mark.sabotage(
+    path="app/scaling/mover.py",
+    take_out="        if not await self._handed_over(ends):",
+    put="        if True:",
+)
+@pytest.mark.sabotage(
+    path="app/scaling/mover.py",
+    take_out="            while await self._catch_up(ends):\n",
+    put="            while False:\n",
+)
+async def test_a_mover_that_dies_at_any_point_goes_on_where_it_was_and_nothing_is_lost(
+    halves: Halves, moving: Mover, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = await halves.sign_up(0)
+    version = 1
+    for wanted in POINTS:
+
+        def die(point: str, wanted: str = wanted) -> None:
+            if point == wanted:
+                raise Died
+
+        with monkeypatch.context() as armed:
+            arm(die, armed.setattr)
+            with pytest.raises(Died):
+                await moving.move(0, HALF - 1, 1)
+        if wanted == HANDED_OVER:
+            with pytest.raises(Unavailable):
+                await halves.other.profiles.change(profile.id, version, {"bio": "nobody takes it"})
+        else:
+            changed = await halves.other.profiles.change(profile.id, version, {"bio": f"while {wanted}"})
+            version = changed.version
+        assert (await halves.one.profiles.own(profile.id)).version == version
+    await moving.move(0, HALF - 1, 1)
+    assert (await halves.other.profiles.own(profile.id)).version == version
+    assert (await rows(halves, 1, profile.id))["outbox"] == version
+    assert set((await rows(halves, 0, profile.id)).values()) == {0}
 
 
 @pytest.mark.sabotage(
