@@ -48,12 +48,16 @@ test-mysql: $(STAMP) ## The tests of what talks to a database, on the machine's 
 	$(BIN)/python -m deploy.local.mariadb && TEST_DATABASE=mariadb $(BIN)/python -m pytest \
 	  tests/integration tests/api tests/failure/test_read_your_writes.py tests/failure/test_deaths.py
 
-check: $(STAMP) ## Lint, format, types, import order, claims, migrations
+# What can be known of a deployment without one.
+DEPLOYMENTS := $(addprefix tests/deploy/test_,manifests.py overlay_connections.py autoscaler.py nginx_template.py)
+
+check: $(STAMP) ## Lint, format, types, import order, claims, migrations, manifests, NGINX's configuration
 	echo "ruff"; $(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet .
 	echo "mypy"; $(BIN)/mypy --no-error-summary
 	echo "import-linter"; said=$$($(BIN)/lint-imports --no-logo) || { echo "$$said"; exit 1; }
 	echo "claims"; $(BIN)/python tests/prove.py --check
 	echo "migrations"; $(BIN)/python -m app.cli migrate --check
+	echo "deployments"; said=$$($(BIN)/python -m pytest -q --no-header $(DEPLOYMENTS)) || { echo "$$said"; exit 1; }
 
 prove: $(STAMP) ## Each claim's test as it is, then with its feature taken out (CLAIM=part of a test's name)
 	$(BIN)/python tests/prove.py $(CLAIM)

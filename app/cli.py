@@ -188,8 +188,16 @@ def check(
     surge: Annotated[int, typer.Option(min=0, help="New instances beside the old ones in a roll-out.")] = 1,
     workers: Annotated[int, typer.Option(envvar="WORKERS", min=0, help="Worker processes.")] = 1,
     relays: Annotated[int, typer.Option(envvar="RELAYS", min=0, help="Outbox relays.")] = 1,
+    overlay: Annotated[
+        str | None, typer.Option(help="Ask the manifests of deploy/k8s/overlays/OVERLAY instead: all at their maximum.")
+    ] = None,
 ) -> None:
     """Ask every database server whether a fleet of this size fits its connections; the exit code is 1 if not."""
+    if overlay is not None:
+        with _cluster_errors():
+            from deploy.k8s import connections  # noqa: PLC0415
+
+            raise typer.Exit(connections.check(overlay))
     with _operating() as operations:
         raise typer.Exit(operations.check(instances, surge, workers, relays))
 

@@ -23,17 +23,19 @@ class Fleet:
         surge: instances that start while as many old ones still run, in a roll-out.
         worker_children: processes of all workers together; each has pools of its own.
         relays: outbox relays.
+        chores: commands that come and go by a plan, each a process of its own: Kubernetes' CronJobs, a migration.
     """
 
     instances: int
     surge: int
     worker_children: int
     relays: int
+    chores: int = 0
 
     @property
     def processes(self) -> int:
         """How many processes may be connected at the same time."""
-        return self.instances + self.surge + self.worker_children + self.relays + BY_HAND
+        return self.instances + self.surge + self.worker_children + self.relays + self.chores + BY_HAND
 
 
 def most_of_a_process(settings: DatabaseSettings) -> int:

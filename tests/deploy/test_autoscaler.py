@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from deploy.k8s.manifests import build
 from deploy.k8s.simulation import __main__ as simulation
 from deploy.k8s.simulation.autoscaler import Autoscaler
 
@@ -91,7 +92,7 @@ def test_the_picture_in_the_docs_is_of_these_manifests(tmp_path: Path, monkeypat
 
 
 def test_production_takes_a_load_that_grows_sixfold_in_half_a_minute_without_a_failed_request() -> None:
-    built = simulation.manifests("production")
+    built = build("production")
     load = simulation.load_of(simulation.HERE / "sale.csv")
     seconds = simulation.simulate(built, load, simulation.pod_of(built, 0.003, 120e6))
     assert sum(second.failed for second in seconds) == 0

@@ -4,20 +4,25 @@ The kinds of operators (Gateway API, Prometheus, KEDA, VPA, External Secrets) ha
 `FOREIGN` lists them, so that a misspelt kind cannot pass as one of them.
 """
 
+import json
 import re
-import subprocess
-import sys
+from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
+from celery.schedules import crontab_parser
+
+from app.api import serving
+from app.core.settings import ServiceSettings, environment_names, load_settings
+from deploy.k8s.manifests import OVERLAYS, Manifest, build, named, of_kind, pod_of
+from workers.schedule import SCHEDULE
+from workers.tasks import CHORES, TASKS
 
 CHECKOUT = Path(__file__).parents[2]
-K8S = CHECKOUT / "deploy" / "k8s"
-OVERLAYS = sorted(path.parent.name for path in K8S.glob("overlays/*/kustomization.yaml"))
 REGIONS = ("us-east", "us-west", "eu-west", "asia-southeast")
 # The oldest release that is still supported; a newer one accepts what it accepts.
 KUBERNETES = "1.35"
@@ -31,25 +36,7 @@ FOREIGN = {
     "VerticalPodAutoscaler",
     "ExternalSecret",
 }
-# What an instance takes to drain: uvicorn's limit in app/cli.py. NGINX's worker_shutdown_timeout is the same.
-DRAIN_SECONDS = 20
-
-Manifest = dict[str, Any]
-
-
-@cache
-def built(overlay: str) -> tuple[Manifest, ...]:
-    """The manifests of an overlay, by the kubectl of the virtual environment."""
-    kubectl = Path(sys.executable).with_name("kubectl")
-    command = [str(kubectl), "kustomize", str(K8S / "overlays" / overlay)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603 - ours
-    assert done.returncode == 0, done.stderr
-    return tuple(yaml.safe_load_all(done.stdout))
-
-
-def of_kind(overlay: str, *kinds: str) -> list[Manifest]:
-    """The manifests of these kinds."""
-    return [manifest for manifest in built(overlay) if manifest["kind"] in kinds]
+MONITORING = {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}
 
 
 def names(overlay: str, kind: str) -> set[str]:
@@ -57,19 +44,21 @@ def names(overlay: str, kind: str) -> set[str]:
     return {manifest["metadata"]["name"] for manifest in of_kind(overlay, kind)}
 
 
-def pods(overlay: str) -> list[tuple[str, Manifest]]:
-    """The name and the pod's specification of everything that runs."""
-    return [
-        (manifest["metadata"]["name"], manifest["spec"]["template"]["spec"])
-        for manifest in of_kind(overlay, "Deployment", "StatefulSet", "Job")
-    ]
+def pods(overlay: str, *kinds: str) -> Iterator[tuple[str, Manifest]]:
+    """The name and the pod's specification of everything that runs, or of these kinds."""
+    for manifest in of_kind(overlay, *kinds) if kinds else build(overlay):
+        if template := pod_of(manifest):
+            yield manifest["metadata"]["name"], template["spec"]
 
 
-def labels(overlay: str, kind: str) -> dict[str, dict[str, str]]:
-    """The labels of the pods of everything of a kind, by its name."""
+def labels(overlay: str, *kinds: str) -> dict[str, dict[str, str]]:
+    """The labels of the pods of everything that runs, or of these kinds, by its name."""
+    made = ((manifest["metadata"]["name"], pod_of(manifest)) for manifest in build(overlay))
+    listed = {manifest["metadata"]["name"] for manifest in of_kind(overlay, *kinds)} if kinds else None
     return {
-        manifest["metadata"]["name"]: manifest["spec"]["template"]["metadata"]["labels"]
-        for manifest in of_kind(overlay, kind)
+        name: template["metadata"]["labels"]
+        for name, template in made
+        if template and (listed is None or name in listed)
     }
 
 
@@ -82,23 +71,55 @@ def selects(selector: Manifest, having: dict[str, str]) -> bool:
     )
 
 
+def environment(overlay: str, monkeypatch: pytest.MonkeyPatch) -> ServiceSettings:
+    """The settings that a process of the overlay reads, with secrets of the right shape."""
+    secrets = {
+        "DATABASE_URL": "postgresql://scaleout:secret@primary:5432/scaleout",
+        "REDIS_URL": "redis://redis:6379/0",
+        "SECRET_KEY": "0" * 32,
+    }
+    for name in environment_names():
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (secrets | named(overlay, "ConfigMap", "settings")["data"]).items():
+        monkeypatch.setenv(name, value)
+    return load_settings().service
+
+
+def senders(overlay: str, having: dict[str, str], port: str) -> list[Manifest]:
+    """Who may send to the port of this name of pods with these labels."""
+    return [
+        source
+        for policy in of_kind(overlay, "NetworkPolicy")
+        if selects(policy["spec"]["podSelector"], having)
+        for rule in policy["spec"].get("ingress", [])
+        if {"port": port} in rule.get("ports", [])
+        for source in rule["from"]
+    ]
+
+
 def test_the_overlays_of_the_design_are_there() -> None:
     assert {"local", "production", *REGIONS} <= set(OVERLAYS)
 
 
+@cache
+def validate(manifest: str) -> None:
+    """Hold one manifest, as JSON, to its schema. Most are the same in many overlays; a schema takes long to be read."""
+    kubernetes_validate.validate(json.loads(manifest), KUBERNETES, strict=True)
+
+
+@pytest.mark.sabotage("deploy/k8s/base/api.yaml", "terminationGracePeriodSeconds:", "terminationGraceSeconds:")
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_manifest_is_valid(overlay: str) -> None:
-    for manifest in built(overlay):
-        if manifest["kind"] in FOREIGN:
-            continue
-        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+    for manifest in build(overlay):
+        if manifest["kind"] not in FOREIGN:
+            validate(json.dumps(manifest))
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_no_two_manifests_have_one_name_and_all_share_the_namespace(overlay: str) -> None:
-    seen = [(manifest["kind"], manifest["metadata"]["name"]) for manifest in built(overlay)]
+    seen = [(manifest["kind"], manifest["metadata"]["name"]) for manifest in build(overlay)]
     assert len(seen) == len(set(seen))
-    for manifest in built(overlay):
+    for manifest in build(overlay):
         if manifest["kind"] != "Namespace":
             assert manifest["metadata"]["namespace"] == "scaleout"
 
@@ -147,18 +168,26 @@ def test_instances_are_probed_as_they_should_be(overlay: str) -> None:
         # Never one that asks a dependency: that would restart every instance when a database is down.
         "livenessProbe": "/health/live",
     }
-    for name, pod in pods(overlay):
-        if name not in {"migrate", "bucket"}:
-            assert {"startupProbe", "readinessProbe"} <= pod["containers"][0].keys(), name
+    for name, pod in pods(overlay, "Deployment", "StatefulSet"):
+        assert {"startupProbe", "readinessProbe"} <= pod["containers"][0].keys(), name
 
 
+@pytest.mark.sabotage(
+    "deploy/k8s/base/worker.yaml", "terminationGracePeriodSeconds: 180", "terminationGracePeriodSeconds: 90"
+)
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_a_pod_has_longer_to_end_than_its_work_takes(overlay: str) -> None:
-    for name, pod in pods(overlay):
-        pause = pod["containers"][0].get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+def test_a_pod_has_longer_to_end_than_its_work_takes(overlay: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = environment(overlay, monkeypatch)
+    # What an instance needs once it is told; NGINX's worker_shutdown_timeout is the same 20 s as the second part.
+    instance = settings.drain_seconds + serving._FINISH
+    work = {"api": instance, "nginx": serving._FINISH, "relay": serving._FINISH}
+    # No request and no task is cut off, however long a task may take, when there is one pod less.
+    work["worker"] = max(task.longest for task in TASKS)
+    for name, pod in pods(overlay, "Deployment"):
+        lifecycle = pod["containers"][0].get("lifecycle", {})
+        pause = lifecycle.get("preStop", {}).get("sleep", {}).get("seconds", 0)
         assert name != "api" or pause > 0
-        if name in {"api", "nginx", "relay", "worker"}:
-            assert pod["terminationGracePeriodSeconds"] > pause + DRAIN_SECONDS, name
+        assert pod["terminationGracePeriodSeconds"] > pause + work[name], name
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -205,36 +234,83 @@ def test_instances_scale_on_cpu_memory_and_requests_up_fast_and_down_slowly() ->
     assert behavior["scaleUp"]["stabilizationWindowSeconds"] < behavior["scaleDown"]["stabilizationWindowSeconds"]
 
 
-@pytest.mark.parametrize("overlay", ["production", *REGIONS])
-def test_every_metric_that_an_autoscaler_asks_for_is_made_by_the_adapter(overlay: str) -> None:
-    asked = set()
+@pytest.mark.sabotage(
+    "deploy/k8s/components/monitoring/adapter.yaml",
+    "name: {as: outbox_oldest_message_seconds}",
+    "name: {as: outbox_oldest_seconds}",
+)
+@pytest.mark.parametrize("overlay", ["production", "us-east"])
+def test_the_adapter_makes_exactly_the_metrics_that_autoscalers_ask_for(overlay: str) -> None:
+    asked: dict[str, set[str]] = {"Pods": set(), "External": set()}
     for scaler in of_kind(overlay, "HorizontalPodAutoscaler"):
         for metric in scaler["spec"]["metrics"]:
-            if metric["type"] in {"Pods", "External"}:
-                asked.add(metric[metric["type"].lower()]["metric"]["name"])
-    (adapter,) = (
-        found for found in of_kind(overlay, "ConfigMap") if found["metadata"]["name"] == "prometheus-adapter-values"
+            if metric["type"] in asked:
+                asked[metric["type"]].add(metric[metric["type"].lower()]["metric"]["name"])
+    rules = yaml.safe_load(named(overlay, "ConfigMap", "prometheus-adapter-values")["data"]["values.yaml"])["rules"]
+    assert rules["default"] is False
+    assert {rule["name"]["as"] for rule in rules["custom"]} == asked["Pods"]
+    assert {rule["name"]["as"] for rule in rules["external"]} == asked["External"]
+    for rule in rules["external"]:
+        # Only the namespace's own: the series carry the label, and the query asks for it.
+        assert rule["resources"]["overrides"] == {"namespace": {"resource": "namespace"}}
+        assert "<<.LabelMatchers>>" in rule["metricsQuery"]
+
+
+def test_keda_asks_prometheus_what_the_adapter_asks_it() -> None:
+    rules = yaml.safe_load(named("production", "ConfigMap", "prometheus-adapter-values")["data"]["values.yaml"])[
+        "rules"
+    ]
+    asked = {
+        rule["metricsQuery"]
+        .replace("<<.Series>>", rule["seriesQuery"].partition("{")[0])
+        .replace("<<.LabelMatchers>>", 'namespace="scaleout"')
+        for rule in rules["external"]
+    }
+    (scaled,) = of_kind("production-keda", "ScaledObject")
+    assert {trigger["metadata"]["query"] for trigger in scaled["spec"]["triggers"]} == asked
+    (worker,) = (
+        one["spec"] for one in of_kind("production", "HorizontalPodAutoscaler") if one["metadata"]["name"] == "worker"
     )
-    rules = yaml.safe_load(adapter["data"]["values.yaml"])["rules"]
-    assert asked <= {rule["name"]["as"] for kind in ("custom", "external") for rule in rules[kind]}
+    assert (scaled["spec"]["minReplicaCount"], scaled["spec"]["maxReplicaCount"]) == (
+        worker["minReplicas"],
+        worker["maxReplicas"],
+    )
+
+
+@pytest.mark.sabotage(
+    "deploy/k8s/base/network.yaml", "operator: In, values: [relay, worker]", "operator: In, values: []"
+)
+@pytest.mark.parametrize("overlay", ["production", *REGIONS])
+def test_prometheus_reaches_every_process_that_has_metrics(overlay: str) -> None:
+    having, specs = labels(overlay, "Deployment"), dict(pods(overlay, "Deployment"))
+    reached = set()
+    for monitor in of_kind(overlay, "ServiceMonitor", "PodMonitor"):
+        spec = monitor["spec"]
+        (endpoint,) = spec.get("endpoints") or spec["podMetricsEndpoints"]
+        for name in specs:
+            if not selects(spec["selector"], having[name]):
+                continue
+            reached.add(name)
+            container = specs[name]["containers"][0]
+            (port,) = (one["containerPort"] for one in container["ports"] if one["name"] == endpoint["port"])
+            variables = {one["name"]: one.get("value") for one in container["env"]}
+            assert variables.get("METRICS_PORT") == (None if name == "api" else str(port))
+            assert {"namespaceSelector": MONITORING} in senders(overlay, having[name], endpoint["port"]), name
+    assert reached == specs.keys() - {"nginx"}
+    # A ServiceMonitor finds pods through a Service of that port.
+    (service,) = (one["spec"] for one in of_kind(overlay, "Service") if one["metadata"]["name"] == "api")
+    assert [port["name"] for port in service["ports"]] == ["http"]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_everything_is_denied_before_anything_is_allowed(overlay: str) -> None:
     policies = {policy["metadata"]["name"]: policy["spec"] for policy in of_kind(overlay, "NetworkPolicy")}
     assert policies["default-deny"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
-    (api,) = (having for name, having in labels(overlay, "Deployment").items() if name == "api")
-    sources = [
-        source
-        for spec in policies.values()
-        if selects(spec["podSelector"], api)
-        for rule in spec.get("ingress", [])
-        for source in rule["from"]
-    ]
+    sources = senders(overlay, labels(overlay, "Deployment")["api"], "http")
     # Whoever reaches an instance could say in a header who the client is: NGINX may, and Prometheus has no reason to.
     assert sources == [
         {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "nginx"}}},
-        {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}},
+        {"namespaceSelector": MONITORING},
     ]
 
 
@@ -259,7 +335,7 @@ def test_secrets_are_files_and_none_is_written_down_but_the_laptops(overlay: str
 def test_each_region_has_settings_and_secrets_of_its_own() -> None:
     found = {}
     for region in REGIONS:
-        (settings,) = (manifest["data"] for manifest in of_kind(region, "ConfigMap") if "REGION" in manifest["data"])
+        settings = named(region, "ConfigMap", "settings")["data"]
         (secret,) = of_kind(region, "ExternalSecret")
         assert settings["REGION"] == region
         assert secret["spec"]["dataFrom"] == [{"extract": {"key": f"scaleout/{region}"}}]
@@ -271,21 +347,50 @@ def test_only_the_primary_region_migrates_and_works_on_the_outbox() -> None:
     for region in REGIONS:
         primary = region == "us-east"
         assert ("migrate" in names(region, "Job")) == primary
-        for role in ("worker", "relay", "scheduler"):
+        assert bool(of_kind(region, "CronJob")) == primary
+        for role in ("worker", "relay"):
             assert (role in names(region, "Deployment")) == primary
+            assert (role in names(region, "HorizontalPodAutoscaler")) == (primary and role == "worker")
 
 
-def test_all_pools_at_full_size_fit_into_what_the_primary_allows() -> None:
-    (settings,) = (found["data"] for found in of_kind("production", "ConfigMap") if "REGION" in found["data"])
-    pods_at_most = {
-        scaler["metadata"]["name"]: scaler["spec"]["maxReplicas"]
-        for scaler in of_kind("production", "HorizontalPodAutoscaler")
-    }
-    # A worker has two children (WORKER_CONCURRENCY), each with pools of its own; the relays are two.
-    processes = pods_at_most["api"] + 2 * pods_at_most["worker"] + 2
-    # Two pools on the primary: one that writes, and one for reads that no replica may serve.
-    asked = processes * 2 * int(settings["DATABASE_POOL_SIZE"])
-    database = (CHECKOUT / "deploy" / "terraform" / "modules" / "database" / "main.tf").read_text()
-    allowed = [int(number) for number in re.findall(r'"max_connections"\s*= "(\d+)"', database)]
-    assert allowed
-    assert asked < min(allowed)
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_settings_of_an_overlay_are_accepted_and_none_is_misspelt(
+    overlay: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert environment(overlay, monkeypatch).region == named(overlay, "ConfigMap", "settings")["data"]["REGION"]
+    # Those that are not ours are the object storage's (obstore reads them) and the image's own entry's.
+    unknown = named(overlay, "ConfigMap", "settings")["data"].keys() - environment_names()
+    assert all(name.startswith("AWS_") or name == "SECRETS_DIR" for name in unknown), unknown
+
+
+def minutes_of(schedule: str) -> list[int]:
+    """The minutes of a day at which a schedule of cron is due every day."""
+    minute, hour, *days = schedule.split()
+    assert days == ["*", "*", "*"]
+    return sorted(
+        60 * each + past for each in crontab_parser(24).parse(hour) for past in crontab_parser(60).parse(minute)
+    )
+
+
+@pytest.mark.sabotage("deploy/k8s/base/chores/cronjobs.yaml", '"4,19,34,49 * * * *"', '"4,34 * * * *"')
+@pytest.mark.parametrize("overlay", ["local", "production", "us-east"])
+def test_cron_jobs_do_what_the_scheduler_does_elsewhere_as_often(overlay: str) -> None:
+    seconds = {chore.name: chore.seconds for chore in CHORES}
+    found = {}
+    for job in of_kind(overlay, "CronJob"):
+        spec = job["spec"]
+        (container,) = spec["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+        run, chore = container["args"]
+        assert (run, job["metadata"]["name"]) == ("run", chore.replace("_", "-"))
+        due = minutes_of(spec["schedule"])
+        # The same pause between any two runs, also over midnight.
+        (pause,) = {60 * (later - earlier) for earlier, later in pairwise([*due, due[0] + 24 * 60])}
+        found[f"upkeep.{chore}"] = float(pause)
+        # The controller looks every 10 s; and a start that is as late as the next one is the next one.
+        assert 10 < spec["startingDeadlineSeconds"] < pause
+        assert spec["jobTemplate"]["spec"]["activeDeadlineSeconds"] > seconds[f"upkeep.{chore}"]
+        assert spec["concurrencyPolicy"] == "Forbid"
+        assert (spec["successfulJobsHistoryLimit"], spec["failedJobsHistoryLimit"]) == (1, 3)
+    assert found == SCHEDULE
+    # One or the other: both would do every chore twice, for nothing.
+    assert not any("scheduler" in pod["containers"][0].get("args", []) for _, pod in pods(overlay))

