@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from app.core.settings import Settings
 from app.core.signing import Signer
-from app.domain.catalog.service import Catalog
+from app.domain.catalog.service import Catalog, add_views
 from app.domain.orders.following import Following
 from app.domain.orders.invoicing import Invoices
 from app.domain.orders.mail import Mail
@@ -40,6 +40,7 @@ from app.scaling.ratelimit import RateLimiter
 from app.scaling.redis_link import RedisLink
 from app.scaling.runs import Runs
 from app.scaling.storage import Storage
+from app.scaling.tally import Tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ class Resources:
     sessions: Sessions
     admissions: Admissions
     catalog: Catalog
+    views: Tally
     orders: Orders
     following: Following
     payments: Payments
@@ -112,7 +114,9 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         storage = Storage(settings.storage, secret, settings.service.public_url, settings.service.region)
         directory = Directory(database, secret)
         profiles = Profiles(database, directory, cache, cursors, passwords)
-        catalog = Catalog(database, cache, cursors)
+        views = Tally("product_views", pipe, database, add_views)
+        stack.push_async_callback(views.stop)
+        catalog = Catalog(database, cache, cursors, views)
         invoices = Invoices(database, storage)
         limiter = RateLimiter(pipe, settings.rates.instances)
         admissions = Admissions(pipe, values, near, limiter, settings)
@@ -146,6 +150,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             sessions=Sessions(database, pipe, near, positions, known=profiles, settings=settings.sessions),
             admissions=admissions,
             catalog=catalog,
+            views=views,
             orders=orders,
             following=Following(orders, events),
             payments=payments,

@@ -115,6 +115,8 @@ class HotPath:
             scope[_ADMISSION] = admission
             return None
         _COUNTERS[route.kind.name, layer].inc()
+        if route.kind is PRODUCT:
+            resources.views.count(key)
         return _Answer(route, entry, admission, asked, layer, started)
 
     async def _send(self, send: Send, answer: "_Answer") -> None:

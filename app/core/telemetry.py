@@ -44,6 +44,17 @@ CACHE_OWED = Gauge(
     "Writes that Redis could not be told of and is told again until it takes them.",
     multiprocess_mode="livesum",
 )
+TALLIED = Counter(
+    "tally_total",
+    "What is counted behind the write: gathered in Redis, added to the database, or dropped while Redis was away.",
+    ["tally", "stage"],
+)
+TALLY_WAITING = Gauge(
+    "tally_keys_waiting",
+    "Keys whose counts a process could not hand over to Redis yet.",
+    ["tally"],
+    multiprocess_mode="livesum",
+)
 NEAR_UNHEARD = Counter(
     "cache_push_unheard_total", "Writes that waited out the lease of an instance that did not drop its copy in time."
 )

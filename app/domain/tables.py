@@ -9,8 +9,9 @@ from app.domain.sessions import tables as _sessions
 from app.scaling import idempotency as _idempotency
 from app.scaling import mover as _mover
 from app.scaling import outbox as _outbox
+from app.scaling import tally as _tally
 from app.scaling.database import metadata
 
-ROOMS = (_catalog, _orders, _payments, _profiles, _reports, _sessions, _idempotency, _mover, _outbox)
+ROOMS = (_catalog, _orders, _payments, _profiles, _reports, _sessions, _idempotency, _mover, _outbox, _tally)
 
 __all__ = ["ROOMS", "metadata"]

@@ -1,6 +1,6 @@
-"""A worker or a relay that kills itself with SIGKILL at the points that a plan names, each once; else the real one.
+"""A worker, relay or chore that kills itself with SIGKILL at the points of a plan, each once; else the real one.
 
-Run as `python crashing.py worker|relay FOLDER`: `FOLDER/plan.json` is `{point: [order id, …]}`, a point is
+Run as `python crashing.py worker|relay|CHORE FOLDER`: `FOLDER/plan.json` is `{point: [order id, …]}`, a point is
 `service.effect before|after`, and `FOLDER/died-…` tells of each death, so that the next process goes on.
 """
 
@@ -12,12 +12,14 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from app import operations
 from app.domain.catalog.service import Catalog
 from app.domain.orders.invoicing import Invoices
 from app.domain.orders.mail import Mail
 from app.domain.payments.service import Payments
 from app.domain.reports.jobs import Jobs
 from app.domain.reports.service import Reports
+from app.scaling.tally import Tally
 from workers import main, relay
 from workers.broker import Publisher
 
@@ -101,6 +103,9 @@ if __name__ == "__main__":
         arm("jobs.advance", Jobs)
         arm_start()
         main.run_worker()
-    else:
+    elif sys.argv[1] == "relay":
         arm_publish()
         relay.run()
+    else:
+        arm("tally.drop", Tally)
+        sys.exit(operations.run_chore(sys.argv[1]))

@@ -81,6 +81,7 @@ INSERT INTO reservations (order_id, state, allocations, warehouse_id, created_at
 INSERT INTO jobs (id, kind, parameters, status, progress, created_at, updated_at)
     SELECT id(n), 'sales', '{}', CASE WHEN n % 1000 = 0 THEN 'processing' ELSE 'done' END, 0,
            now() - n * interval '7 second', now() FROM n;
+INSERT INTO product_views (product_id, views) SELECT id(n), n % 5000 FROM n;
 INSERT INTO bought_together (product_id, other_id, orders) SELECT id(n), id(n + 7), 1 FROM n;
 """
 
@@ -166,6 +167,7 @@ USES: dict[str, Use] = {
     "pk_products": lambda it: it.catalog.listed(20, None),
     "ix_products_words": lambda it: it.catalog.search("word7", 20, None),
     "ix_products_category": lambda it: it.recommendations._alike(id_of(77)),
+    "ix_product_views_views": lambda it: it.recommendations._selling(),
     "ix_bought_together_other": lambda it: it.recommendations._together(id_of(77)),
     "ix_sales_day": lambda it: it.recommendations._selling(),
     "pk_orders": lambda it: it.orders.listed(id_of(7), 20, None),

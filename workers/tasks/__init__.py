@@ -26,6 +26,7 @@ TASKS: tuple[Task, ...] = (
 
 CHORES: tuple[Chore, ...] = (
     upkeep.sweep_directory,
+    upkeep.flush_views,
     upkeep.reconcile_payments,
     upkeep.purge,
     upkeep.purge_jobs,

@@ -156,6 +156,14 @@ async def sweep_directory(resources: Resources) -> None:
         log.info("swept the e-mail directory", reservations=swept)
 
 
+@chore("upkeep.flush_views", seconds=30.0)
+async def flush_views(resources: Resources) -> None:
+    """Add the views of products that Redis has gathered to the database."""
+    flushed = await resources.views.flush()
+    if flushed:
+        log.info("counted views", products=flushed)
+
+
 @chore("upkeep.reconcile_payments", seconds=1800.0)
 async def reconcile_payments(resources: Resources) -> None:
     """Compare our payments with the provider's; what differs is logged as an error and counted by a metric."""

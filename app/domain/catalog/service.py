@@ -16,12 +16,13 @@ from app.core import context, wire
 from app.core.errors import Conflict, Invalid, NotFound, PreconditionFailed
 from app.core.ids import new_id
 from app.domain.catalog.rules import Allocation, NewProduct, OnHand, OutOfStock, Product, Reserved, Wanted, allocate
-from app.domain.catalog.tables import products, reservations, stock, warehouses
+from app.domain.catalog.tables import product_views, products, reservations, stock, warehouses
 from app.scaling.cache import ABSENT, LIST, PRODUCT, SEARCH, Cache, Entry, Load
 from app.scaling.database import CATALOG_SHARD, Database, Writer
-from app.scaling.dialect import by_primary_key, insert_ignore, match_rank, matches
+from app.scaling.dialect import by_primary_key, insert_adding, insert_ignore, match_rank, matches
 from app.scaling.lookup import Lookup
 from app.scaling.paging import Cursors
+from app.scaling.tally import Counts, Tally
 
 GENERATION = "products"
 STALE = "The product has changed since you read it; read it again, then change it."
@@ -37,17 +38,22 @@ class Catalog:
         database: its catalog database holds them.
         cache: holds products, list pages and search results.
         cursors: makes the cursors of lists.
+        views: counts who looks at products.
     """
 
-    def __init__(self, database: Database, cache: Cache, cursors: Cursors) -> None:
+    def __init__(self, database: Database, cache: Cache, cursors: Cursors, views: Tally) -> None:
+        self._views = views
         self._database = database
         self._cache = cache
         self._cursors = cursors
         cache.loads(PRODUCT, self._loader)
 
     async def product(self, product_id: UUID) -> Entry:
-        """Return the product as JSON bytes, with its revision; no body for an unknown one."""
-        return await self._cache.read(PRODUCT, str(product_id), self._loader(str(product_id)))
+        """Return the product as JSON bytes, with its revision, and count the view; no body for an unknown one."""
+        entry = await self._cache.read(PRODUCT, str(product_id), self._loader(str(product_id)))
+        if entry.body is not None:
+            self._views.count(str(product_id))
+        return entry
 
     async def shown(self, product_ids: Iterable[UUID]) -> dict[UUID, dict[str, Any]]:
         """Return the products that exist among `product_ids`, as everybody sees them at this moment.
@@ -310,6 +316,12 @@ class Catalog:
         await self._refresh(written)
         position = context.current().positions.get(CATALOG_SHARD, 0)
         await self._cache.raise_generation(GENERATION, position)
+
+
+async def add_views(writer: Writer, counts: Counts) -> None:
+    """Add views of products, by id, to those that are known."""
+    rows = [{"product_id": UUID(product_id), "views": views} for product_id, views in counts]
+    await writer.run(insert_adding(product_views), rows)
 
 
 def _told(allocations: Iterable[Allocation]) -> list[Any]:

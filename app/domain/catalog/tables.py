@@ -79,6 +79,16 @@ stock = Table(
     CheckConstraint("free >= 0", name="free_not_negative"),
 )
 
+# How often a product was looked at, brought up to date in batches. Apart, so that counting never touches a product.
+product_views = Table(
+    "product_views",
+    metadata,
+    Column("product_id", Uuid, nullable=False),
+    Column("views", BigInteger, nullable=False),
+    PrimaryKeyConstraint("product_id"),
+    Index("ix_product_views_views", "views"),  # GET /products/{id}/recommendations, what is looked at most
+)
+
 # One row an order, whatever became of it: a reservation asked for twice answers what it answered first.
 reservations = Table(
     "reservations",

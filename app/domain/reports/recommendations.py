@@ -2,7 +2,7 @@
 
     model     products that were in the same orders, most often first
     rules     products of the same category, nearest in price first
-    popular   what sold most in a month, filled up with what is new
+    popular   what sold most in a month, filled up with what is looked at most, then with what is new
 
 Each source answers from the cache where it can. One that cannot answer is passed over, and of the last the answer that
 this process saw before stands in.
@@ -19,7 +19,7 @@ from app.core import wire
 from app.core.errors import Unavailable
 from app.core.telemetry import RECOMMENDATIONS, logger
 from app.domain.catalog.service import Catalog
-from app.domain.catalog.tables import products
+from app.domain.catalog.tables import product_views, products
 from app.domain.reports.tables import bought_together, sales
 from app.scaling.cache import ABSENT, Cache, Entry, Kind
 from app.scaling.database import Database
@@ -123,10 +123,13 @@ class Recommendations:
             .order_by(func.sum(sales.c.quantity).desc(), sales.c.product_id)
             .limit(LOOKED_AT)
         )
+        looked_at = await reader.all(
+            select(product_views.c.product_id.label("id")).order_by(product_views.c.views.desc()).limit(LOOKED_AT)
+        )
         new = await reader.all(
             select(products.c.id).where(products.c.available > 0).order_by(products.c.id.desc()).limit(LOOKED_AT)
         )
-        return list(dict.fromkeys(row.id for row in (*sold, *new)))[:LOOKED_AT]
+        return list(dict.fromkeys(row.id for row in (*sold, *looked_at, *new)))[:LOOKED_AT]
 
     async def _views(self, product_ids: Sequence[UUID]) -> list[dict[str, Any]]:
         """Return the views of the products that can be bought, in the order of the ids."""

@@ -37,6 +37,11 @@ def insert_ignore(table: Table) -> Insert:
     return _InsertIgnore(table)
 
 
+def insert_adding(table: Table) -> Insert:
+    """Return an insert that, where the key is there already, adds to every other column of that row instead."""
+    return _InsertAdding(table)
+
+
 def by_primary_key(change: Update) -> Update:
     """Return a change of a row that finds it by its primary key and by nothing else.
 
@@ -94,6 +99,30 @@ def _(insert: _InsertIgnore, compiler: SQLCompiler, **options: Any) -> str:
     key = compiler.preparer.format_column(next(iter(insert.table.primary_key)))
     inserted = compiler.visit_insert(insert, **options)  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
     return f"{inserted} ON DUPLICATE KEY UPDATE {key} = {key}"
+
+
+class _InsertAdding(Insert):
+    inherit_cache = True
+
+
+@compiles(_InsertAdding, POSTGRESQL)
+def _(insert: _InsertAdding, compiler: SQLCompiler, **options: Any) -> str:
+    inserted = compiler.visit_insert(insert, **options)  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
+    key = ", ".join(column.name for column in insert.table.primary_key)
+    table = compiler.preparer.format_table(insert.table)
+    sums = ", ".join(f"{name} = {table}.{name} + excluded.{name}" for name in _beside_the_key(insert))
+    return f"{inserted} ON CONFLICT ({key}) DO UPDATE SET {sums}"
+
+
+@compiles(_InsertAdding, MARIADB)
+def _(insert: _InsertAdding, compiler: SQLCompiler, **options: Any) -> str:
+    inserted = compiler.visit_insert(insert, **options)  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
+    sums = ", ".join(f"{name} = {name} + VALUES({name})" for name in _beside_the_key(insert))
+    return f"{inserted} ON DUPLICATE KEY UPDATE {sums}"
+
+
+def _beside_the_key(insert: _InsertAdding) -> list[str]:
+    return [column.name for column in insert.table.columns if not column.primary_key]
 
 
 class _JsonHas(FunctionElement[Any]):
