@@ -57,6 +57,7 @@ ROUTES: dict[str, tuple[str, ...]] = {
     "profile.created": (),
     "profile.updated": ("upkeep.refresh_profile",),
     "profile.erased": ("upkeep.end_sessions", "upkeep.erase_avatar", "upkeep.refresh_profile", "invoices.forget_buyer"),
+    "product.changing": ("upkeep.refresh_product",),
     "avatar.expected": ("upkeep.accept_avatar",),
     "job.asked": ("reports.make",),
     "session.ended": ("upkeep.forget_sessions",),

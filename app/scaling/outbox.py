@@ -139,15 +139,37 @@ class Message:
 
 
 async def append(
-    writer: Writer, event: str, *, profile_id: UUID, subject_id: UUID, payload: dict[str, Any] | None = None
+    writer: Writer,
+    event: str,
+    *,
+    profile_id: UUID,
+    subject_id: UUID,
+    payload: dict[str, Any] | None = None,
+    after: timedelta = timedelta(0),
 ) -> None:
-    """Write a message in the caller's transaction; it leaves once that has committed, and only then."""
-    message = message_row(event, profile_id=profile_id, subject_id=subject_id, payload=payload)
+    """Write a message in the caller's transaction; it leaves once that has committed, and only then.
+
+    Args:
+        writer: the transaction.
+        event: what happened.
+        profile_id: whose, which says on which shard.
+        subject_id: to what.
+        payload: more about it.
+        after: how much later it leaves.
+    """
+    message = message_row(event, profile_id=profile_id, subject_id=subject_id, payload=payload, after=after)
     await writer.run(insert(outbox), message.values)
 
 
-def message_row(event: str, *, profile_id: UUID, subject_id: UUID, payload: dict[str, Any] | None = None) -> Rows:
-    """Return the row of a message, for who inserts it together with what it tells of."""
+def message_row(
+    event: str,
+    *,
+    profile_id: UUID,
+    subject_id: UUID,
+    payload: dict[str, Any] | None = None,
+    after: timedelta = timedelta(0),
+) -> Rows:
+    """Return the row of a message, for who inserts it together with what it tells of; the arguments are `append`'s."""
     now = datetime.now(UTC)
     values = {
         "profile_id": profile_id,
@@ -157,7 +179,7 @@ def message_row(event: str, *, profile_id: UUID, subject_id: UUID, payload: dict
         "payload": payload or {},
         "request_id": context.current().request_id,
         "created_at": now,
-        "due_at": now,
+        "due_at": now + after,
         "tries": 0,
     }
     return Rows(outbox, [values])

@@ -47,7 +47,7 @@ async def free(servers: Servers, product: Product) -> int:
 
 @pytest.mark.sabotage(
     path="app/domain/catalog/service.py",
-    take_out="stock.c.warehouse_id)\n                .with_for_update()\n",
+    take_out="stock.c.warehouse_id)\n            .with_for_update()\n",
     put="stock.c.warehouse_id)\n",
 )
 async def test_two_hundred_buyers_of_the_last_ten_pieces_get_exactly_ten(
@@ -97,8 +97,8 @@ async def test_an_order_is_served_whole_or_not_at_all(quiet: Resources, servers:
 
 @pytest.mark.sabotage(
     path="app/domain/catalog/service.py",
-    take_out="            if not await self._claim(writer, order_id):",
-    put="            if not await self._claim(writer, new_id()):",
+    take_out="            first = await self._claim(writer, order_id)",
+    put="            first = await self._claim(writer, new_id())",
 )
 async def test_the_same_order_asked_again_takes_nothing_and_answers_as_at_first(
     quiet: Resources, other: Resources, servers: Servers
@@ -116,7 +116,7 @@ async def test_the_same_order_asked_again_takes_nothing_and_answers_as_at_first(
 
 @pytest.mark.sabotage(
     path="app/domain/catalog/service.py",
-    take_out="            await self._settle(writer, order_id, RELEASED, _told(allocations))\n",
+    take_out="                await self._settle(writer, order_id, RELEASED, _told(allocations))\n",
     put="",
 )
 async def test_releasing_puts_the_pieces_back_once(quiet: Resources, other: Resources, servers: Servers) -> None:

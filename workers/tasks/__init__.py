@@ -22,6 +22,7 @@ TASKS: tuple[Task, ...] = (
     upkeep.forget_sessions,
     upkeep.end_sessions,
     upkeep.refresh_profile,
+    upkeep.refresh_product,
 )
 
 CHORES: tuple[Chore, ...] = (

@@ -148,6 +148,14 @@ async def refresh_profile(resources: Resources, delivery: Delivery) -> None:
         pass
 
 
+@task("upkeep.refresh_product", seconds=10.0)
+async def refresh_product(resources: Resources, delivery: Delivery) -> None:
+    """Tell the cache of a change once more, should the instance that made it have died before it did."""
+    await resources.catalog.refresh(delivery.message.subject_id)
+    async with once(resources, delivery):
+        pass
+
+
 @chore("upkeep.sweep_directory", seconds=60.0)
 async def sweep_directory(resources: Resources) -> None:
     """Settle reservations of e-mail addresses whose sign-up never came to an end."""

@@ -5,7 +5,7 @@ twice it happens once.
 """
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -17,6 +17,7 @@ from app.core.errors import Conflict, Invalid, NotFound, PreconditionFailed
 from app.core.ids import new_id
 from app.domain.catalog.rules import Allocation, NewProduct, OnHand, OutOfStock, Product, Reserved, Wanted, allocate
 from app.domain.catalog.tables import product_views, products, reservations, stock, warehouses
+from app.scaling import outbox
 from app.scaling.cache import ABSENT, LIST, PRODUCT, SEARCH, Cache, Entry, Load
 from app.scaling.database import CATALOG_SHARD, Database, Writer
 from app.scaling.dialect import by_primary_key, insert_adding, insert_ignore, match_rank, matches
@@ -26,6 +27,10 @@ from app.scaling.tally import Counts, Tally
 
 GENERATION = "products"
 STALE = "The product has changed since you read it; read it again, then change it."
+# A change outside of any request, which has no deadline, is over by then; and what a commit that was sent at the last
+# moment still needs to arrive.
+CHANGE_SECONDS = 10.0
+COMMIT_SECONDS = 5.0
 RESERVED, REFUSED, RELEASED, DISPATCHED = "reserved", "refused", "released", "dispatched"
 _COLUMNS = [column for column in products.c if column.name != "words"]
 _BY_ID = Lookup(select(*_COLUMNS).where(products.c.id == bindparam("product_id")))
@@ -151,6 +156,7 @@ class Catalog:
             NotFound: if there is no such product.
             PreconditionFailed: if it is not at `version` any more.
         """
+        await self._have_refreshed(product_id)
         async with self._database.writer() as writer:
             changed = await writer.run(
                 update(products)
@@ -171,32 +177,27 @@ class Catalog:
         await self._written([product])
         return product
 
+    async def refresh(self, product_id: UUID) -> None:
+        """Have the cache show the product as it is, whatever it was told of it before.
+
+        Raises:
+            RedisDown: if it cannot be told.
+        """
+        row = await self._database.reader(newest=True).first(select(*_COLUMNS).where(products.c.id == product_id))
+        if row is not None:
+            await self._cache.deliver(PRODUCT, str(product_id), _entry(_product(row)))
+
     async def reserve(
         self, order_id: UUID, wanted: Sequence[Wanted], place: tuple[float, float] | None
     ) -> Reserved | OutOfStock:
         """Set the order's lines aside, all or none; asked again, answer as at first."""
         async with self._database.writer() as writer:
-            if not await self._claim(writer, order_id):
-                return await self._answered(writer, order_id, wanted)
-            # In one order for everybody, so that two orders of the same products never wait for each other in a ring.
-            shelves = await writer.all(
-                select(stock)
-                .where(stock.c.product_id.in_({line.product_id for line in wanted}))
-                .order_by(stock.c.product_id, stock.c.warehouse_id)
-                .with_for_update()
+            first = await self._claim(writer, order_id)
+            outcome = await (
+                self._set_aside(writer, order_id, wanted, place) if first else self._answered(writer, order_id, wanted)
             )
-            # Not joined: not every engine can lock the rows of one table of a join, and warehouses are everybody's.
-            places = {row.id: (row.lat, row.lon) for row in await writer.all(select(warehouses))}
-            outcome = allocate(
-                wanted,
-                [OnHand(row.product_id, row.warehouse_id, row.free, *places[row.warehouse_id]) for row in shelves],
-                place,
-            )
-            if isinstance(outcome, OutOfStock):
-                await self._settle(writer, order_id, REFUSED, [str(product_id) for product_id in outcome.product_ids])
-                return outcome
-            await self._settle(writer, order_id, RESERVED, _told(outcome.allocations))
-            moved = await self._move(writer, outcome.allocations, sign=-1)
+            # Also when it is asked again: whoever moved the stock may have died before the cache heard of it.
+            moved = await _moved(writer, outcome.allocations if isinstance(outcome, Reserved) else ())
         await self._refresh(moved)
         return outcome
 
@@ -211,14 +212,16 @@ class Catalog:
                 return
             row = await writer.first(
                 select(reservations)
-                .where(reservations.c.order_id == order_id, reservations.c.state.in_((RESERVED, DISPATCHED)))
+                .where(reservations.c.order_id == order_id, reservations.c.state != REFUSED)
                 .with_for_update()
             )
             if row is None:
                 return
             allocations = _allocations(row)
-            await self._settle(writer, order_id, RELEASED, _told(allocations))
-            moved = await self._move(writer, allocations, sign=1)
+            if row.state != RELEASED:
+                await self._settle(writer, order_id, RELEASED, _told(allocations))
+                await self._move(writer, allocations, sign=1)
+            moved = await _moved(writer, allocations)  # as above
         await self._refresh(moved)
 
     async def dispatch(self, order_id: UUID) -> None:
@@ -271,6 +274,30 @@ class Catalog:
             )
         )
 
+    async def _set_aside(
+        self, writer: Writer, order_id: UUID, wanted: Sequence[Wanted], place: tuple[float, float] | None
+    ) -> Reserved | OutOfStock:
+        # In one order for everybody, so that two orders of the same products never wait for each other in a ring.
+        shelves = await writer.all(
+            select(stock)
+            .where(stock.c.product_id.in_({line.product_id for line in wanted}))
+            .order_by(stock.c.product_id, stock.c.warehouse_id)
+            .with_for_update()
+        )
+        # Not joined: not every engine can lock the rows of one table of a join, and warehouses are everybody's.
+        places = {row.id: (row.lat, row.lon) for row in await writer.all(select(warehouses))}
+        outcome = allocate(
+            wanted,
+            [OnHand(row.product_id, row.warehouse_id, row.free, *places[row.warehouse_id]) for row in shelves],
+            place,
+        )
+        if isinstance(outcome, OutOfStock):
+            await self._settle(writer, order_id, REFUSED, [str(product_id) for product_id in outcome.product_ids])
+            return outcome
+        await self._settle(writer, order_id, RESERVED, _told(outcome.allocations))
+        await self._move(writer, outcome.allocations, sign=-1)
+        return outcome
+
     async def _answered(self, writer: Writer, order_id: UUID, wanted: Sequence[Wanted]) -> Reserved | OutOfStock:
         row = await writer.first(select(reservations).where(reservations.c.order_id == order_id))
         if row is None or row.state == RELEASED:
@@ -290,7 +317,7 @@ class Catalog:
             )
         )
 
-    async def _move(self, writer: Writer, allocations: Sequence[Allocation], *, sign: int) -> list[Product]:
+    async def _move(self, writer: Writer, allocations: Sequence[Allocation], *, sign: int) -> None:
         for moved in sorted(allocations, key=lambda a: (a.product_id, a.warehouse_id)):
             await writer.run(
                 by_primary_key(update(stock))
@@ -302,10 +329,22 @@ class Catalog:
                 .where(products.c.id == moved.product_id)
                 .values(available=products.c.available + sign * moved.quantity, revision=products.c.revision + 1)
             )
-        rows = await writer.all(
-            select(*_COLUMNS).where(products.c.id.in_({allocation.product_id for allocation in allocations}))
-        )
-        return [_product(row) for row in rows]
+
+    async def _have_refreshed(self, product_id: UUID) -> None:
+        """Have a task tell the cache of the change that follows, should this process die before it does.
+
+        No transaction spans the catalog and a shard. So the message comes first, due once the change has been made or
+        never will be. The product stands in for a profile: all that is asked of it is on which shard the message lies.
+        """
+        seconds = context.current().remaining(CHANGE_SECONDS) + COMMIT_SECONDS
+        async with self._database.writer(product_id) as writer:
+            await outbox.append(
+                writer,
+                "product.changing",
+                profile_id=product_id,
+                subject_id=product_id,
+                after=timedelta(seconds=seconds),
+            )
 
     async def _refresh(self, moved: Iterable[Product]) -> None:
         # Single products follow the stock at once; list pages show it when they are next loaded.
@@ -322,6 +361,13 @@ async def add_views(writer: Writer, counts: Counts) -> None:
     """Add views of products, by id, to those that are known."""
     rows = [{"product_id": UUID(product_id), "views": views} for product_id, views in counts]
     await writer.run(insert_adding(product_views), rows)
+
+
+async def _moved(writer: Writer, allocations: Sequence[Allocation]) -> list[Product]:
+    """Return the products of which pieces were moved, as they are now."""
+    moved = {allocation.product_id for allocation in allocations}
+    rows = await writer.all(select(*_COLUMNS).where(products.c.id.in_(moved))) if moved else ()
+    return [_product(row) for row in rows]
 
 
 def _told(allocations: Iterable[Allocation]) -> list[Any]:
