@@ -17,7 +17,7 @@ SCHEDULE: dict[str, float] = {
     # A reservation keeps an e-mail address from being used; nobody should wait long for one that was left behind.
     "upkeep.sweep_directory": MINUTE,
     # A Redis that is lost takes the views since then with it; more often would be a transaction for a handful of them.
-    "upkeep.flush_views": MINUTE / 2,
+    "upkeep.flush_views": MINUTE,
     # A payment that differs is somebody's money; each is compared about 26 times before it is too old.
     "upkeep.reconcile_payments": 60 * MINUTE,
     # Rows live for days; an hour more or less is nothing, and each run deletes little.
