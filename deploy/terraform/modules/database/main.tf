@@ -11,8 +11,8 @@ locals {
   parameters = {
     postgres = {
       "rds.force_ssl" = "1"
-      # What the Kubernetes overlay `production` needs at its maximum is 1,485; tests/deploy holds both to each other.
-      "max_connections"                     = "1500"
+      # What the Kubernetes overlay `production` needs at its maximum is 1,496; tests/deploy holds both to each other.
+      "max_connections"                     = "1520"
       "hot_standby_feedback"                = "1"
       "statement_timeout"                   = "10000"
       "idle_in_transaction_session_timeout" = "15000"
@@ -34,7 +34,7 @@ locals {
       "innodb_print_all_deadlocks"      = "ON"
       "log_bin_trust_function_creators" = "0"
       "performance_schema"              = "1"
-      "max_connections"                 = "1500"
+      "max_connections"                 = "1520"
       "explicit_defaults_for_timestamp" = "1"
       "character_set_server"            = "utf8mb4"
       "collation_server"                = "utf8mb4_0900_bin"
