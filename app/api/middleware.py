@@ -315,6 +315,7 @@ def _heed_token(scope: Scope, headers: Headers) -> bool:
         positions = resources_of(scope).tokens.open(token)
     except BadSignature:
         return False
+    context.current().bound = True
     for shard, position in positions:
         context.current().reached(shard, position)
     return True

@@ -177,9 +177,14 @@ class Cache:
     async def read(self, kind: Kind, key: str, load: Load) -> Entry:
         """Return the entry of `key`: at hand, from Redis, or else from `load`.
 
-        Callers of one process that miss the same key at once, and must see the same position, share one load.
+        Callers of one process that miss the same key at once, and must see the same position, share one load. Whoever
+        has named a position loads: Redis may not have heard of that write yet, over a network that loses connections.
         """
         work = context.current()
+        if work.bound:
+            work.spans["cache"] = context.Span("bypass")
+            CACHE_READS.labels(kind.name, "bypass").inc()
+            return await self._load(kind, key, load)
         epoch = self._near.epoch
         with work.timed("cache", "l1") as span:
             near = self.kept(kind, key)

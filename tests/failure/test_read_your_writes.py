@@ -130,6 +130,26 @@ async def test_a_client_without_a_session_sees_its_writes_by_the_consistency_tok
         assert (found.status_code, node_of(found)) == (200, "primary"), found.text
 
 
+@pytest.mark.sabotage("app/api/middleware.py", "context.current().bound = True", "pass")
+async def test_a_consistency_token_holds_although_the_cache_has_not_heard_of_the_write(
+    cluster: Cluster, new_customer: Callable[..., Awaitable[Customer]]
+) -> None:
+    customer, reader = await new_customer(), await new_customer()
+    path, name = f"/api/v1/profiles/{customer.profile['id']}", f"Ada {uuid4().hex}"
+    (await reader.client.get(path)).raise_for_status()
+    redis = Redis.from_url(cluster.process("redis").address or "")
+    (key,) = await redis.keys(f"profile:*{customer.profile['id']}*")
+    before = await redis.get(key)
+    changed = await customer.client.patch(path, json={"name": name}, headers={"If-Match": '"v1"'})
+    # As a network leaves it that loses the write on its way to Redis, and lets all else through.
+    await redis.set(key, before, ex=60)
+    await redis.aclose()
+    token = {"Consistency-Token": changed.raise_for_status().headers["consistency-token"]}
+    for instance in ("api-1", "api-2"):
+        found = await reader.client.get(f"{cluster.process(instance).address}{path}", headers=token)
+        assert found.raise_for_status().json()["name"] == name
+
+
 @pytest.mark.sabotage(  # any replica
     path="app/scaling/replicas.py",
     take_out="if replica.healthy and replica.position >= position and replica not in besides",
