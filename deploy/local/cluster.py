@@ -32,7 +32,8 @@ class Cluster:
     """One cluster, kept in the folder `directory` (`.cluster` of a checkout, or a temporary one).
 
     `port` is NGINX's; None takes a free one, and free ones for all others too, for tests. `environment` wins over what
-    the caller's own holds. `seed=False` leaves the database empty. `database` is `postgresql` or `mariadb`.
+    the caller's own holds. `seed=False` leaves the database empty. `database` is `postgresql` or `mariadb`. `doors` and
+    `storage` are as `Plan` has them.
     """
 
     def __init__(
@@ -45,13 +46,16 @@ class Cluster:
         seed: bool = True,
         reload: bool = False,
         database: str = "postgresql",
+        doors: Mapping[str, int] | None = None,
+        storage: str | None = None,
     ) -> None:
         """Describe the cluster; nothing is touched yet."""
         self._account = unprivileged_account()
         self._layout = Layout.of(directory, self._account)
         self._control = Control(self._layout)
         self._supervisor: subprocess.Popen[bytes] | None = None
-        self._wish = Wish(port, sizes, dict(os.environ) | dict(environment or {}), seed, reload, database)
+        own = dict(os.environ) | dict(environment or {})
+        self._wish = Wish(port, sizes, own, seed, reload, database, doors or {}, storage)
 
     @property
     def layout(self) -> Layout:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,7 +113,11 @@ def kind_of(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything that the processes of one cluster are made of; `port` is NGINX's."""
+    """Everything that the processes of one cluster are made of.
+
+    `doors` are ports at which our processes and NGINX find a server or an instance instead of at its own: of a proxy
+    that somebody has put before it. `storage` is a bucket's URL instead of the cluster's own folder.
+    """
 
     layout: Layout
     secrets: Secrets
@@ -123,6 +127,13 @@ class Plan:
     names: list[str]
     user_environment: Mapping[str, str]
     reload: bool = False
+    doors: Mapping[str, int] = field(default_factory=dict)
+    storage: str | None = None
+
+    @property
+    def reached(self) -> Mapping[str, int]:
+        """The port at which each process is found by the others."""
+        return {**self.ports, **self.doors}
 
     @property
     def url(self) -> str:
@@ -143,7 +154,7 @@ class Plan:
             "ADMIN_ALLOW": "127.0.0.0/8,::1/128",
             "LOG_FORMAT": "json",
         }
-        addresses = {"STORAGE_URL": self.layout.storage.as_uri()}
+        addresses = {"STORAGE_URL": self.storage or self.layout.storage.as_uri()}
         if "primary" in self.names:
             first, *further = shards = self._shards()
             addresses["DATABASE_URL"] = first["primary"]
@@ -151,11 +162,11 @@ class Plan:
             if further:
                 addresses["SHARDS"] = json.dumps(shards)
         if "redis" in self.names:
-            addresses["REDIS_URL"] = redis.address(self.secrets, self.ports["redis"])
+            addresses["REDIS_URL"] = redis.address(self.secrets, self.reached["redis"])
         if "payments" in self.names:
-            addresses["PAYMENT_URL"] = f"http://{HOST}:{self.ports['payments']}"
+            addresses["PAYMENT_URL"] = f"http://{HOST}:{self.reached['payments']}"
         if "smtp" in self.names:
-            addresses["SMTP_URL"] = f"smtp://{HOST}:{self.ports['smtp']}"
+            addresses["SMTP_URL"] = f"smtp://{HOST}:{self.reached['smtp']}"
         environment = defaults | dict(self.user_environment) | addresses
         # These would win over the addresses of this cluster: it would migrate and seed somebody's real database.
         for stronger, server in (("SHARDS", "primary"), ("REDIS_BROKER_URL", "redis")):
@@ -170,13 +181,12 @@ class Plan:
         databases = [Name.of(name) for name in self.names if kind_of(name) in {"primary", "replica"}]
         count = 1 + max(name.shard for name in databases)
         cuts = [LOGICAL_SHARDS * shard // count for shard in range(count + 1)]
+        found = replace(self.databases, ports=self.reached)
         return [
             {
-                "primary": self.databases.of_shard(shard).address_of_primary("scaleout"),
+                "primary": found.of_shard(shard).address_of_primary("scaleout"),
                 "replicas": [
-                    self.databases.address(name, "scaleout")
-                    for name in self.names
-                    if Name.of(name)[:2] == (shard, "replica")
+                    found.address(name, "scaleout") for name in self.names if Name.of(name)[:2] == (shard, "replica")
                 ],
                 "first": cuts[shard],
                 "last": cuts[shard + 1] - 1,
@@ -209,7 +219,7 @@ class Plan:
 
     def _nginx(self, name: str) -> dict[str, Any]:
         port = self.ports[name]
-        upstream = [self.ports[other] for other in self.names if kind_of(other) == "api"]
+        upstream = [self.reached[other] for other in self.names if kind_of(other) == "api"]
         configuration = nginx.prepare(self.layout, port, upstream, self.databases.tools.account)
         address = f"http://{HOST}:{port}"
         arguments = [str(self.binaries.nginx), "-p", str(self.layout.nginx), "-e", "stderr", "-c", configuration.name]

@@ -73,6 +73,8 @@ class Wish:
     seed: bool = True
     reload: bool = False
     database: str = "postgresql"
+    doors: Mapping[str, int] = field(default_factory=dict)
+    storage: str | None = None
 
 
 class Start:
@@ -107,6 +109,8 @@ class Start:
             self.names,
             self.wish.environment,
             self.wish.reload,
+            self.wish.doors,
+            self.wish.storage,
         )
         self.programs = {name: self.plan.program(name) for name in self.names}
         write_json(self.layout.environment, self.plan.environment())
