@@ -86,6 +86,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         configure_logging(chosen.service, "api")
+        metrics.count_tasks(asyncio.get_running_loop())
         async with open_resources(chosen) as resources:
             app.state.resources = resources
             health.install(app, resources)

@@ -5,11 +5,12 @@ its labels up anew for each. The router has found the template already, and the 
 status stay at hand; only the package's `/metrics` is used.
 """
 
+import asyncio
 from collections.abc import Sequence
 from functools import lru_cache
 
 from fastapi import FastAPI
-from prometheus_client import Counter, Histogram, Summary
+from prometheus_client import Counter, Gauge, Histogram, Summary
 from prometheus_fastapi_instrumentator import Instrumentator
 from starlette.types import Scope
 
@@ -25,6 +26,7 @@ _HIGH = Histogram("http_request_duration_highr_seconds", "Latency of all request
 _LOW = Histogram(
     "http_request_duration_seconds", "Latency by method and handler.", ["method", "handler"], buckets=LATENCY_BUCKETS
 )
+_TASKS = Gauge("asyncio_tasks", "Tasks of the event loop that have not ended. One that never stops growing is a leak.")
 # A client may invent methods; a label may not.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 UNMATCHED = "none"
@@ -83,6 +85,11 @@ def record(scope: Scope, method: str, status: int, headers: Sequence[tuple[bytes
 def _length(headers: Sequence[tuple[bytes, bytes]]) -> int:
     length = next((value for name, value in headers if name == b"content-length"), b"0")
     return int(length) if length.isdigit() else 0
+
+
+def count_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    """Tell of the tasks of `loop`; they are counted when somebody asks."""
+    _TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
 
 
 def expose(app: FastAPI) -> None:
