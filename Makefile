@@ -18,7 +18,7 @@ unexport UV_CACHE_DIR
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run stop down status test test-mysql test-failure check prove load bench bench-reads bench-relay bench-orders bench-saga clean
+.PHONY: help setup run stop down status test test-mysql test-failure check prove load bench bench-reads bench-relay bench-orders bench-saga failure-table chaos clean
 .SILENT:
 # Half a virtual environment must not look like a whole one.
 .DELETE_ON_ERROR:
@@ -41,8 +41,9 @@ status: $(STAMP) ## Show every process of the cluster
 test: $(STAMP) ## All tests, against a cluster of their own on free ports
 	$(BIN)/python -m pytest
 
-test-failure: $(STAMP) ## The failure tests in their long form: 200 orders, Redis away for a minute, a mover killed at 7 points (CRASH_SEED=7 repeats one)
-	CRASH_ORDERS=200 BROKER_OUTAGE=60 MOVER_DEATHS=all $(BIN)/python -m pytest tests/failure
+test-failure: $(STAMP) ## The failure tests in their long form: every fault, 200 orders, a mover killed at 7 points (CRASH_SEED=7)
+	CRASH_ORDERS=200 BROKER_OUTAGE=60 MOVER_DEATHS=all FAILURE_TABLE=all STORM_SECONDS=60 \
+	  $(BIN)/python -m pytest tests/failure
 
 test-mysql: $(STAMP) ## The tests of what talks to a database, on the machine's MariaDB instead of PostgreSQL
 	$(BIN)/python -m deploy.local.mariadb && TEST_DATABASE=mariadb $(BIN)/python -m pytest \
@@ -79,6 +80,12 @@ bench-relay: $(STAMP) ## The relay on one core, with a backlog of 100 and of 10,
 
 bench-orders: $(STAMP) ## What accepting an order costs, against a bare program that writes the same rows
 	$(BIN)/python -m loadtests.bench.orders
+
+failure-table: $(STAMP) ## Break everything once, with clients, and write what they saw into docs/patterns/failure-table.md
+	$(BIN)/python -m deploy.chaos.table
+
+chaos: $(STAMP) ## Faults that come and go while clients use it, with a report in chaos/: MINUTES=10 SEED=7
+	$(BIN)/python -m deploy.chaos $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
 bench-saga: $(STAMP) ## From an order's acceptance to its confirmation, at half of what one worker can do
 	$(BIN)/python -m loadtests.bench.saga

@@ -1,0 +1,64 @@
+"""Every cell of the failure table, on a whole cluster with clients: what they see, the way back, what is left.
+
+`make test` plays the cells of `QUICK` and a short storm of seeded faults, in which the history of all clients is held
+to what can have happened; `make test-failure` sets `FAILURE_TABLE=all STORM_SECONDS=60` for all cells and a long storm.
+"""
+
+import os
+import random
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import pytest
+
+from deploy.chaos.faults import CELLS, Fault, Kind, Target
+from deploy.chaos.load import Load
+from deploy.chaos.play import Play, opened
+from deploy.chaos.stage import open_stage
+
+pytestmark = pytest.mark.postgresql("what breaks is the same; MariaDB's servers have tests of their own")
+
+STORM_SECONDS = float(os.environ.get("STORM_SECONDS", "12"))
+STORM_SEED = int(os.environ.get("STORM_SEED", "7"))
+# One of each way to break, on what hurts most.
+QUICK = (
+    Fault(Target.PRIMARY, Kind.STOPPED),
+    Fault(Target.REDIS, Kind.KILLED),
+    Fault(Target.WORKER, Kind.KILLED),
+    Fault(Target.INSTANCE, Kind.CUT),
+    Fault(Target.PAYMENTS, Kind.SILENT),
+)
+SECONDS = 3.0  # of each: longer than every watcher, breaker and retry of a request, which is what shall be met
+# A hang is longer than this: the service answers within its deadline, 10 s, NGINX within 15 s.
+SLOWEST = {Target.INSTANCE: 18_000.0}
+USUAL_SLOWEST = 9_000.0  # milliseconds
+
+
+@pytest.fixture(scope="module")
+async def play(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Play]:
+    chance = random.Random(1)
+    async with AsyncExitStack() as stack:
+        stage = await stack.enter_async_context(open_stage(tmp_path_factory.mktemp("stage") / "c", chance=chance))
+        yield await stack.enter_async_context(opened(stage, Load(stage.cluster.url, chance)))
+
+
+@pytest.mark.sabotage(
+    path="app/scaling/cache.py",
+    take_out='        except RedisDown:\n            span.description = "bypass"\n            return None\n',
+    put="        except ZeroDivisionError:\n            return None\n",
+)
+@pytest.mark.parametrize("fault", CELLS if os.environ.get("FAILURE_TABLE") == "all" else QUICK, ids=lambda f: f.name)
+async def test_the_service_keeps_its_promises_while_it_lasts_and_comes_back_by_itself(play: Play, fault: Fault) -> None:
+    played = await play.fault(fault, SECONDS)
+    assert played.problems == []
+    assert max(played.reads.slowest, played.writes.slowest) < SLOWEST.get(fault.target, USUAL_SLOWEST)
+
+
+@pytest.mark.sabotage(
+    path="app/domain/profiles/service.py",
+    take_out="profiles.c.profile_id == profile_id, profiles.c.version == version,",
+    put="profiles.c.profile_id == profile_id,",
+)
+async def test_clients_see_nothing_impossible_while_faults_come_and_go(play: Play) -> None:
+    storm = await play.storm(random.Random(STORM_SEED), STORM_SECONDS)
+    assert storm.problems == [], f"STORM_SEED={STORM_SEED}: {[str(each.fault) for each in storm.faults]}"
