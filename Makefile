@@ -18,7 +18,7 @@ unexport UV_CACHE_DIR
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run stop down status test test-mysql test-failure check prove load bench bench-reads bench-relay bench-orders bench-saga failure-table chaos clean
+.PHONY: help setup run stop down status test test-mysql test-failure check prove load bench bench-reads bench-relay bench-orders bench-saga demo failure-table chaos clean
 .SILENT:
 # Half a virtual environment must not look like a whole one.
 .DELETE_ON_ERROR:
@@ -80,6 +80,9 @@ bench-relay: $(STAMP) ## The relay on one core, with a backlog of 100 and of 10,
 
 bench-orders: $(STAMP) ## What accepting an order costs, against a bare program that writes the same rows
 	$(BIN)/python -m loadtests.bench.orders
+
+demo: $(STAMP) ## Break one thing after the other in front of you, with live clients, in under 3 minutes
+	exec $(BIN)/scaleout demo
 
 failure-table: $(STAMP) ## Break everything once, with clients, and write what they saw into docs/patterns/failure-table.md
 	$(BIN)/python -m deploy.chaos.table

@@ -133,6 +133,16 @@ def rollout() -> None:
 
 
 @cli.command(rich_help_panel="Local cluster")
+def demo() -> None:
+    """Start a cluster, send it clients, break one thing after the other, and show which promises were kept."""
+    with _cluster_errors():
+        from deploy.chaos import demo as demonstration  # noqa: PLC0415
+
+        code = demonstration.run()
+    raise typer.Exit(code)
+
+
+@cli.command(rich_help_panel="Local cluster")
 def logs(
     name: Name,
     *,
