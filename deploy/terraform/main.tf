@@ -8,8 +8,9 @@ locals {
 module "network" {
   source = "./modules/network"
 
-  name  = local.name
-  zones = var.zones
+  name             = local.name
+  zones            = var.zones
+  prometheus_group = var.prometheus_group
 }
 
 module "database" {
@@ -25,10 +26,25 @@ module "database" {
   key_arn        = aws_kms_key.data.arn
 }
 
-module "cache" {
-  source = "./modules/cache"
+# Sessions, limits, locks and the broker. Nothing is evicted: a refused write is honest, a lost message is not.
+module "redis" {
+  source = "./modules/redis"
 
   name         = local.name
+  eviction     = "noeviction"
+  node_type    = var.cache_node
+  vpc_id       = module.network.vpc_id
+  subnet_ids   = module.network.data_subnet_ids
+  client_group = module.network.service_group_id
+  key_arn      = aws_kms_key.data.arn
+}
+
+# What can be loaded again. When it is full, what was used least goes.
+module "cache" {
+  source = "./modules/redis"
+
+  name         = "${local.name}-cache"
+  eviction     = "allkeys-lru"
   node_type    = var.cache_node
   vpc_id       = module.network.vpc_id
   subnet_ids   = module.network.data_subnet_ids
@@ -41,6 +57,7 @@ module "storage" {
 
   name    = local.name
   key_arn = aws_kms_key.data.arn
+  origin  = "https://${var.hostname}"
 }
 
 module "api" {
@@ -94,19 +111,21 @@ module "alarms" {
   target_group        = module.api.target_group_suffix
   database_ids        = module.database.ids
   replica_ids         = module.database.replica_ids
-  cache_group         = module.cache.id
+  redis_group         = module.redis.id
   api_group           = module.api.group_name
   scale_up_policy_arn = module.api.scale_up_policy_arn
 }
 
 locals {
   settings = {
-    REGION          = var.region
-    PUBLIC_URL      = "https://${var.hostname}"
-    STORAGE_URL     = "s3://${module.storage.bucket}"
-    AWS_REGION      = var.region
-    PAYMENT_URL     = var.payment_url
-    TRUSTED_PROXIES = module.network.cidr
-    LOG_FORMAT      = "json"
+    REGION             = var.region
+    PUBLIC_URL         = "https://${var.hostname}"
+    STORAGE_URL        = "s3://${module.storage.bucket}"
+    STORAGE_PUBLIC_URL = "https://${module.storage.cdn_domain}"
+    AWS_REGION         = var.region
+    PAYMENT_URL        = var.payment_url
+    TRUSTED_PROXIES    = module.network.cidr
+    ADMIN_ALLOW        = join(",", concat(["127.0.0.0/8"], var.admin_networks))
+    LOG_FORMAT         = "json"
   }
 }

@@ -49,10 +49,11 @@ resource "aws_secretsmanager_secret" "service" {
 resource "aws_secretsmanager_secret_version" "service" {
   secret_id = aws_secretsmanager_secret.service.id
   secret_string = jsonencode({
-    SECRET_KEY   = random_password.application.result
-    DATABASE_URL = module.database.url
-    REPLICA_URLS = join(",", module.database.replica_urls)
-    REDIS_URL    = module.cache.url
-    SMTP_URL     = var.smtp_url
+    SECRET_KEY      = random_password.application.result
+    DATABASE_URL    = module.database.url
+    REPLICA_URLS    = join(",", module.database.replica_urls)
+    REDIS_URL       = module.redis.url
+    REDIS_CACHE_URL = module.cache.url
+    SMTP_URL        = var.smtp_url
   })
 }

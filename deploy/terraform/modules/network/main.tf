@@ -157,6 +157,18 @@ resource "aws_vpc_security_group_ingress_rule" "from_balancer" {
   ip_protocol                  = "tcp"
 }
 
+# Each process has a port of its own for its metrics (modules/service/machine.sh.tftpl).
+resource "aws_vpc_security_group_ingress_rule" "metrics" {
+  count = var.prometheus_group == null ? 0 : 1
+
+  security_group_id            = aws_security_group.service.id
+  description                  = "Metrics, for Prometheus"
+  referenced_security_group_id = var.prometheus_group
+  from_port                    = 9100
+  to_port                      = 9200
+  ip_protocol                  = "tcp"
+}
+
 resource "aws_vpc_security_group_egress_rule" "to_data" {
   for_each = toset(["5432", "3306", "6379"])
 

@@ -9,6 +9,12 @@ variable "cidr" {
   default     = "10.20.0.0/16"
 }
 
+variable "prometheus_group" {
+  description = "Security group of Prometheus, or null."
+  type        = string
+  default     = null
+}
+
 variable "zones" {
   description = "Three zones of the region. Named, as a zone that AWS adds must not move anything."
   type        = list(string)

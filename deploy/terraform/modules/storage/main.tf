@@ -58,6 +58,18 @@ resource "aws_s3_bucket_server_side_encryption_configuration" "logs" {
   }
 }
 
+# An avatar goes from a browser straight into the bucket, by a signed link; a browser asks first whether it may.
+resource "aws_s3_bucket_cors_configuration" "objects" {
+  bucket = aws_s3_bucket.objects.id
+
+  cors_rule {
+    allowed_methods = ["PUT", "GET"]
+    allowed_origins = [var.origin]
+    allowed_headers = ["content-type"]
+    max_age_seconds = 3600
+  }
+}
+
 resource "aws_s3_bucket_lifecycle_configuration" "objects" {
   bucket = aws_s3_bucket.objects.id
 

@@ -3,6 +3,16 @@ variable "name" {
   type        = string
 }
 
+variable "eviction" {
+  description = "What goes when it is full: noeviction (writes are refused) or allkeys-lru."
+  type        = string
+
+  validation {
+    condition     = contains(["noeviction", "allkeys-lru"], var.eviction)
+    error_message = "eviction: noeviction or allkeys-lru."
+  }
+}
+
 variable "node_type" {
   description = "Of both nodes."
   type        = string

@@ -1,5 +1,5 @@
-# Redis for sessions, cache, limits and the broker: two nodes in two zones with failover. Nothing is evicted: a refused
-# write is honest, a lost message is not.
+# One Redis: two nodes in two zones with failover, encrypted on the way and at rest. What happens when it is full is its
+# user's choice.
 
 resource "random_password" "this" {
   length  = 64
@@ -12,7 +12,7 @@ resource "aws_elasticache_subnet_group" "this" {
 }
 
 resource "aws_security_group" "this" {
-  name        = "${var.name}-cache"
+  name        = "${var.name}-redis"
   description = "Redis: from the machines of the service only"
   vpc_id      = var.vpc_id
 }
@@ -32,13 +32,13 @@ resource "aws_elasticache_parameter_group" "this" {
 
   parameter {
     name  = "maxmemory-policy"
-    value = "noeviction"
+    value = var.eviction
   }
 }
 
 resource "aws_elasticache_replication_group" "this" {
   replication_group_id = var.name
-  description          = "Sessions, cache, limits, locks and the broker"
+  description          = "${var.name}, ${var.eviction}"
   engine               = "redis"
   engine_version       = "7.1"
   node_type            = var.node_type

@@ -1,0 +1,70 @@
+"""What can be known of deploy/terraform without an account: its settings exist, its machines start what is right."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import machine
+import pytest
+
+from app.api import serving
+from app.core.settings import ServiceSettings, environment_names
+from workers.tasks import TASKS
+
+TERRAFORM = Path(__file__).parents[2] / "deploy" / "terraform"
+# What relays and workers listen on for Prometheus, inside their containers.
+PORT = "9100"
+
+
+def commands(role: str) -> dict[str, dict[str, list[str]]]:
+    """The options of each container that the script of a role starts, by the container's name."""
+    lines = machine.script(role).replace("\\\n", " ").splitlines()
+    started = [line.strip() for line in lines if re.match(r"\s*(start (?!\(\))|docker run .*--name nginx)", line)]
+    return {re.split(r"start |--name ", line)[1].split()[0].strip('"'): machine.options(line) for line in started}
+
+
+@pytest.mark.sabotage("deploy/terraform/main.tf", "STORAGE_PUBLIC_URL =", "STORAGE_CDN_URL =")
+def test_every_setting_that_machines_get_is_one_of_the_services() -> None:
+    (plain,) = re.findall(r"settings = \{\n(.*?)\n  \}", (TERRAFORM / "main.tf").read_text(), re.DOTALL)
+    (secret,) = re.findall(r"jsonencode\(\{\n(.*?)\n  \}\)", (TERRAFORM / "secrets.tf").read_text(), re.DOTALL)
+    given = re.findall(r"^ +([A-Z_]+) +=", f"{plain}\n{secret}", re.MULTILINE)
+    assert {"REGION", "REDIS_CACHE_URL", "STORAGE_PUBLIC_URL", "SECRET_KEY"} <= set(given)
+    # Of all these only the object storage's own is not ours.
+    assert set(given) - environment_names() == {"AWS_REGION"}
+
+
+@pytest.mark.parametrize("role", ["api", "worker"])
+def test_the_start_script_is_one_that_bash_reads(role: str) -> None:
+    script = machine.script(role)
+    assert "%{" not in script
+    done = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, timeout=30, check=False)  # noqa: S607 - the shell that cloud-init finds, too
+    assert done.returncode == 0, done.stderr
+    assert ("nginx" in commands(role)) == (role == "api")
+
+
+@pytest.mark.sabotage(
+    "deploy/terraform/modules/service/machine.sh.tftpl",
+    "start relay --env READY_FILE=/tmp/ready --env METRICS_PORT=9100",
+    "start relay --env READY_FILE=/tmp/ready",
+)
+def test_prometheus_finds_every_process_at_a_port_of_its_own() -> None:
+    api, background = commands("api"), commands("worker")
+    assert background.keys() == {"worker-$number", "relay", "scheduler"}
+    for name in ("worker-$number", "relay"):
+        assert f"METRICS_PORT={PORT}" in background[name]["--env"], name
+        (published,) = background[name]["--publish"]
+        assert published.endswith(f":{PORT}"), name
+    assert api["api-$number"]["--publish"] == ["$((9100 + number)):8000"]
+    # The machines' group lets Prometheus in at these, and nobody else.
+    network = (TERRAFORM / "modules" / "network" / "main.tf").read_text()
+    assert re.search(r"referenced_security_group_id = var.prometheus_group\n\s+from_port\s+= 9100\n", network)
+
+
+@pytest.mark.sabotage("deploy/terraform/modules/service/machine.sh.tftpl", "--stop-timeout 180", "--stop-timeout 90")
+def test_a_machine_that_leaves_lets_its_work_end() -> None:
+    (default,) = re.findall(r'docker run --detach --name "\$name".*--stop-timeout (\d+)', machine.script("api"))
+    drain = ServiceSettings.model_fields["drain_seconds"].default
+    assert int(default) > drain + serving._FINISH
+    (longest,) = commands("worker")["worker-$number"]["--stop-timeout"]
+    assert int(longest) > max(task.longest for task in TASKS)
+    assert int(commands("api")["nginx"]["--stop-timeout"][0]) > serving._FINISH
