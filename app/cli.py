@@ -186,9 +186,13 @@ def seed() -> None:
     """Fill in the demonstration data; what is there already stays."""
     with _cluster_errors(), _settings_errors():
         from app import seed as seeding  # noqa: PLC0415
+        from app.core.errors import Unavailable  # noqa: PLC0415
 
         _use_the_running_cluster()
-        seeding.run()
+        try:
+            seeding.run()
+        except Unavailable as error:
+            _fail(error.detail)
 
 
 @cli.command(rich_help_panel="Operations")

@@ -8,12 +8,14 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import islice
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Table
 
+from app.core.errors import Unavailable
 from app.core.ids import LOGICAL_SHARDS
 from app.core.settings import load_settings
 from app.domain.catalog.tables import products, stock, warehouses
@@ -21,12 +23,15 @@ from app.domain.profiles.rules import ADMIN, MEMBER, email_key
 from app.domain.profiles.tables import email_directory, profiles
 from app.scaling.database import Writer
 from app.scaling.dialect import insert_ignore
+from app.scaling.lifecycle import Lifecycle
 from app.wiring import Resources, open_resources
 
 PASSWORD = "correct horse battery"  # noqa: S105  # printed by `make run`; these accounts exist only in a local cluster
 PROFILES = 10_000
 PRODUCTS = 1_000
 BATCH = 1_000  # rows a statement: large enough to be fast, small enough for one round trip's memory
+# Seconds: in a stack that starts all at once the servers are busy, and what is refused for a moment is tried again.
+PATIENCE = 60.0
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
 # Each with address, name, tier and role.
@@ -57,13 +62,22 @@ THINGS = (
 
 
 def run() -> None:
-    """Seed the databases that the environment names."""
+    """Seed the databases that the environment names.
+
+    Raises:
+        Unavailable: they could not be written to for a minute.
+    """
     asyncio.run(_run())
 
 
 async def _run() -> None:
     async with open_resources(load_settings()) as resources:
-        await seed(resources, print)
+        lifecycle = Lifecycle()
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await lifecycle.start({"demonstration data": partial(seed, resources, print)})
+        except TimeoutError as error:
+            raise Unavailable(lifecycle.waiting_for or "The databases are too slow for it.") from error
 
 
 async def seed(resources: Resources, say: Callable[[str], None]) -> None:

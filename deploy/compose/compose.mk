@@ -1,21 +1,25 @@
 # The stack of docker-compose.yml, for people. Included by the Makefile.
 
 COMPOSE := docker compose
+# WITH=two-shards, pgbouncer, mysql or observability: the settings in deploy/compose/ of that name.
+ifneq ($(WITH),)
+export COMPOSE_ENV_FILES := deploy/compose/$(WITH).env
+endif
 # One sentence instead of Compose's own when there is no engine. DOCKER_HOST names one that is elsewhere.
 ENGINE = docker compose version >/dev/null 2>&1 && docker info >/dev/null 2>&1 || { \
 	  echo "There is no Docker engine with Compose v2 here. Start one, or say where it is with DOCKER_HOST."; exit 1; }
 
 .PHONY: up compose-down smoke rollout test-compose
 
-up: ## Start the stack of docker-compose.yml; its data stays until `make compose-down WIPE=1`
+up: ## Start the stack of docker-compose.yml (WITH=two-shards, pgbouncer, mysql or observability)
 	$(ENGINE)
 	$(COMPOSE) build --quiet
 	$(COMPOSE) up --detach --wait
 	echo "http://127.0.0.1:$${PORT:-8000}  the service    http://127.0.0.1:$${MAIL_PORT:-8025}  its mails"
 
-compose-down: ## Stop the stack; WIPE=1 removes its data too
+compose-down: ## Stop the stack; its data stays, WIPE=1 removes it too
 	$(ENGINE)
-	$(COMPOSE) down $(if $(WIPE),--volumes)
+	$(COMPOSE) --profile '*' down $(if $(WIPE),--volumes)
 
 smoke: $(STAMP) ## Buy something at URL (http://127.0.0.1:8000), wherever that runs
 	$(BIN)/python -m deploy.smoke $(or $(URL),http://127.0.0.1:$(or $(PORT),8000))

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Makes the passwords of this stack once, and writes every secret as a file that only its reader can open.
 # A volume for each reader: the databases' is not mounted where Redis runs, and no service can see another's. Addresses
-# come in as ADDRESS_<NAME> with {owner} and {redis} where a password belongs, and go out as the file <NAME>.
+# come in as ADDRESS_<NAME>, or DIRECT_<NAME> for migrations, with {owner} and {redis} where a password belongs, and go
+# out as the file <NAME>.
 set -eu
 umask 077
 
@@ -20,7 +21,7 @@ once $made/storage_key 20
 
 owner=$(cat $made/owner) redis=$(cat $made/redis)
 
-for reader in database redis service storage; do
+for reader in database redis service storage pooler; do
     folder=/secrets/$reader
     # Written anew at each start: an address may have changed.
     find "$folder" -mindepth 1 -delete
@@ -30,13 +31,24 @@ cp $made/superuser $made/owner $made/replication /secrets/database/
 echo "*:*:*:replicator:$(cat $made/replication)" >/secrets/database/pgpass
 
 echo "requirepass $redis" >/secrets/redis/password.conf
+echo "{\"redis://redis:6379\": \"$redis\"}" >/secrets/redis/passwords.json
 
 cp $made/application /secrets/service/SECRET_KEY
 cp $made/storage_id /secrets/service/AWS_ACCESS_KEY_ID
 cp $made/storage_key /secrets/service/AWS_SECRET_ACCESS_KEY
-for name in $(env | sed -n 's/^ADDRESS_\([A-Z_]*\)=..*/\1/p'); do
-    printenv "ADDRESS_$name" | sed "s/{owner}/$owner/g; s/{redis}/$redis/g" >"/secrets/service/$name"
-done
+
+addresses() { # addresses PREFIX FOLDER: a file for each variable with the prefix that says something
+    for name in $(env | sed -n "s/^$1_\([A-Z_]*\)=..*/\1/p"); do
+        printenv "$1_$name" | sed "s/{owner}/$owner/g; s/{redis}/$redis/g" >"$2/$name"
+    done
+}
+addresses ADDRESS /secrets/service
+# The same again for who must reach the databases themselves.
+mkdir /secrets/service/direct
+find /secrets/service -maxdepth 1 -type f -exec cp {} /secrets/service/direct/ \;
+addresses DIRECT /secrets/service/direct
+
+echo "\"scaleout\" \"$owner\"" >/secrets/pooler/userlist.txt
 
 cat >/secrets/storage/s3.json <<JSON
 {"identities": [{"name": "service",
@@ -49,5 +61,5 @@ echo "user = \"$(cat $made/storage_id):$(cat $made/storage_key)\"" >/secrets/sto
 # The accounts that the images run as: PostgreSQL's and our own. Storage runs as root; Redis's account differs from image
 # to image, and its volume has no other reader.
 chown -R 999:999 /secrets/database
-chown -R 10001:10001 /secrets/service
-chmod 644 /secrets/redis/password.conf
+chown -R 10001:10001 /secrets/service /secrets/pooler
+chmod 644 /secrets/redis/*

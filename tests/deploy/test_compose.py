@@ -1,17 +1,19 @@
 """The stack of docker-compose.yml, run for real: it sells, it scales, it is replaced and broken under load.
 
-`make test-compose` runs it; it needs a Docker engine and takes about three minutes. The stack gets a project name and
+`make test-compose` runs it; it needs a Docker engine and takes about seven minutes. Each stack gets a project name and
 ports of its own, so that one that is already running here is left alone.
 """
 
 import json
 import os
 import re
+import socket
 import subprocess
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
 from uuid import uuid4
@@ -22,8 +24,6 @@ import pytest
 from deploy import smoke
 
 CHECKOUT = Path(__file__).parents[2]
-PROJECT = f"scaleout-test-{uuid4().hex[:8]}"
-
 pytestmark = pytest.mark.skipif(
     "COMPOSE_TESTS" not in os.environ, reason="make test-compose runs these: they need a Docker engine and minutes"
 )
@@ -33,13 +33,14 @@ PATIENCE_SECONDS = 120.0
 
 
 class Stack:
-    """The stack under test: `docker compose` on a project of its own."""
+    """A stack under test: `docker compose` on a project of its own, with the settings of `profile`."""
 
-    def __init__(self) -> None:
+    def __init__(self, profile: str = "") -> None:
+        project = {"COMPOSE_PROJECT_NAME": f"scaleout-test-{uuid4().hex[:8]}"}
+        settings = {"COMPOSE_ENV_FILES": f"deploy/compose/{profile}.env"} if profile else {}
         limits = {f"RATE_LIMIT_{tier}": "1000000/minute" for tier in ("ANONYMOUS", "FREE", "SIGN_IN")}
-        # Port 0: any free one.
-        ports = {"PORT": "0", "MAIL_PORT": "0"}
-        self.environment = os.environ | limits | ports | {"COMPOSE_PROJECT_NAME": PROJECT}
+        self.ports = dict(zip(("PORT", "MAIL_PORT", "PROMETHEUS_PORT"), map(str, free_ports(3)), strict=True))
+        self.environment = os.environ | limits | self.ports | settings | project
 
     def compose(self, *arguments: str) -> str:
         """Run `docker compose` and return what it printed; a failure shows both outputs."""
@@ -67,8 +68,8 @@ class Stack:
 
     @property
     def url(self) -> str:
-        """Where NGINX is published; a new port after each start."""
-        return f"http://{self.compose('port', 'nginx', '8080').strip()}"
+        """Where NGINX is published. Links to objects lead there too, so the service must know the port."""
+        return f"http://127.0.0.1:{self.ports['PORT']}"
 
 
 class Load:
@@ -120,6 +121,13 @@ class Load:
                 self.recent.append(answer.headers.get("X-Instance", "nginx"))
 
 
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on."""
+    with ExitStack() as stack:
+        servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [server.getsockname()[1] for server in servers]
+
+
 def until(holds: Callable[[], bool], what: str) -> None:
     """Wait for a condition, which `what` describes when it does not come."""
     deadline = time.monotonic() + PATIENCE_SECONDS
@@ -128,16 +136,23 @@ def until(holds: Callable[[], bool], what: str) -> None:
         time.sleep(0.2)
 
 
-@pytest.fixture(scope="module")
-def stack() -> Iterator[Stack]:
-    """The running stack; removed with its data afterwards."""
-    stack = Stack()
+@contextmanager
+def running(profile: str = "") -> Iterator[Stack]:
+    """Start a stack and remove it with its data afterwards."""
+    stack = Stack(profile)
     stack.compose("build", "--quiet")
     try:
         stack.up()
         yield stack
     finally:
-        stack.compose("down", "--volumes", "--timeout", "10")
+        stack.compose("--profile", "*", "down", "--volumes", "--timeout", "10")
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    """The stack as it is without settings."""
+    with running() as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +177,7 @@ def load(stack: Stack, order: smoke.Order) -> Iterator[Load]:
 
 
 def test_an_order_goes_all_the_way_and_its_mail_arrives(stack: Stack, order: smoke.Order) -> None:
-    mails = f"http://{stack.compose('port', 'mail', '8025').strip()}/api/v1/messages"
+    mails = f"http://127.0.0.1:{stack.ports['MAIL_PORT']}/api/v1/messages"
 
     def arrived() -> bool:
         found = httpx.get(mails, timeout=15).json()["messages"]
@@ -217,10 +232,43 @@ def test_reads_and_writes_go_on_when_a_replica_is_killed_and_it_comes_back(stack
 
     def back() -> bool:
         query = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"
-        psql = ("psql", "-h", "/var/run/postgresql", "-d", "postgres", "-XAtc", query)
-        return stack.compose("exec", "-T", "primary", *psql).strip() == "2"
+        return psql(stack, "primary", query) == "2"
 
     until(back, "both replicas stream again")
+
+
+def test_what_is_cached_is_kept_apart_from_what_may_not_be_dropped(stack: Stack, order: smoke.Order) -> None:
+    headers = {"Authorization": f"Bearer {order.token}"}
+    for _ in range(3):
+        httpx.get(f"{stack.url}/api/v1/profiles/me", headers=headers, timeout=15).raise_for_status()
+
+    def keys(service: str) -> set[str]:
+        ask = 'REDISCLI_AUTH=$(cut -d " " -f 2 /run/secrets/password.conf) redis-cli --scan'
+        said = stack.compose("exec", "-T", service, "sh", "-c", ask).split()
+        return {key.partition(":")[0] for key in said}
+
+    assert "session" in keys("redis")
+    assert "session" not in keys("cache")
+    assert any(kind.startswith("cache") for kind in keys("cache"))
+    assert not any(kind.startswith("cache") for kind in keys("redis"))
+
+
+def test_prometheus_finds_every_process(stack: Stack) -> None:
+    stack.compose("--profile", "observability", "up", "--detach", "--no-deps", "prometheus")
+
+    def all_are_up() -> bool:
+        try:
+            asked = httpx.get(f"http://127.0.0.1:{stack.ports['PROMETHEUS_PORT']}/api/v1/targets", timeout=5)
+        except httpx.TransportError:
+            return False
+        if asked.status_code != 200:
+            return False
+        targets = asked.json()["data"]["activeTargets"]
+        return Counter((each["labels"]["job"], each["health"]) for each in targets) == expected
+
+    # Three instances; a relay and two workers.
+    expected = Counter({("api", "up"): 3, ("background", "up"): 3})
+    until(all_are_up, "six targets that are up")
 
 
 def test_data_and_sessions_survive_down_and_up(stack: Stack, order: smoke.Order) -> None:
@@ -231,3 +279,33 @@ def test_data_and_sessions_survive_down_and_up(stack: Stack, order: smoke.Order)
     assert answer.status_code == 200
     assert answer.json()["status"] == "confirmed"
     assert smoke.run(stack.url, print).id != order.id
+
+
+def test_two_shards_each_hold_their_half_of_the_profiles() -> None:
+    with running("two-shards") as stack:
+        held = Counter[str]()
+        while not held.keys() >= {"primary", "shard-1"}:
+            smoke.run(stack.url, print)
+            for shard in ("primary", "shard-1"):
+                held[shard] = int(psql(stack, shard, "SELECT count(*) FROM orders"))
+            held += Counter()
+
+
+def test_all_connections_come_through_the_pooler() -> None:
+    with running("pgbouncer") as stack:
+        smoke.run(stack.url, print)
+        for server in ("primary", "replica-1", "replica-2"):
+            query = "SELECT count(DISTINCT client_addr) FROM pg_stat_activity WHERE usename = 'scaleout'"
+            assert psql(stack, server, query) == "1"
+
+
+def test_mariadb_serves_it_alone() -> None:
+    with running("mysql") as stack:
+        smoke.run(stack.url, print)
+        assert not stack.containers("primary")
+
+
+def psql(stack: Stack, server: str, query: str) -> str:
+    """Ask a PostgreSQL server as its superuser, in the service's database."""
+    ask = ("psql", "-h", "/var/run/postgresql", "-d", "scaleout", "-XAtc", query)
+    return stack.compose("exec", "-T", server, *ask).strip()

@@ -21,6 +21,10 @@ if [[ ! -s $PGDATA/PG_VERSION ]]; then
     ask "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = '$slot'" >/dev/null
     mkdir -p "$(dirname "$PGDATA")"
     pg_basebackup -d "$primary application_name=$NAME" -D "$draft" -X stream --checkpoint=fast -R -C -S "$slot"
+    # Whom it follows goes into a file that postgresql.conf includes: ALTER SYSTEM can then name another one for a while,
+    # and RESET leads back.
+    grep '^primary_' "$draft/postgresql.auto.conf" >"$draft/follow.conf"
+    sed -i '/^primary_/d' "$draft/postgresql.auto.conf"
     mv "$draft" "$PGDATA"
 fi
 exec postgres "$@"
