@@ -38,8 +38,13 @@ stop down: $(STAMP) ## Stop the cluster; its data stays
 status: $(STAMP) ## Show every process of the cluster
 	$(BIN)/scaleout status
 
-test: $(STAMP) ## All tests, against a cluster of their own on free ports
+test: $(STAMP) ## All tests, on a cluster of their own; SERVICES=containers: those of integration, on Docker's servers
+ifeq ($(SERVICES),containers)
+	$(ENGINE)
+	TEST_SERVICES=containers $(BIN)/python -m pytest tests/integration tests/api
+else
 	$(BIN)/python -m pytest
+endif
 
 test-failure: $(STAMP) ## The failure tests in their long form: every fault, 200 orders, a mover killed at 7 points (CRASH_SEED=7)
 	CRASH_ORDERS=200 BROKER_OUTAGE=60 MOVER_DEATHS=all FAILURE_TABLE=all STORM_SECONDS=60 \

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
+import containers
 import httpx
 import pytest
 from engines import DATABASE
@@ -43,7 +44,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A running cluster with the demonstration data."""
-    running = Cluster(tmp_path_factory.mktemp("cluster"), environment=ENVIRONMENT, database=DATABASE)
+    folder = tmp_path_factory.mktemp("cluster")
+    if containers.wanted():
+        with containers.contained_cluster(folder, ENVIRONMENT) as contained:
+            yield contained
+        return
+    running = Cluster(folder, environment=ENVIRONMENT, database=DATABASE)
     running.up()
     yield running
     running.down(wipe=True)
