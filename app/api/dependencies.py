@@ -1,15 +1,19 @@
 """What routes ask for, as annotated types: the resources, the caller, who may be the caller, preconditions and keys.
 
 A route that names `Caller` cannot be reached without a session, one that names `AdminCaller` not without the role; so
-the signature of a route says who may call it, and the documentation reads it from there.
+the signature of a route says who may call it, and the documentation reads it from there. What FastAPI has to know of
+them stands in their parameters; each is read from the scope by one function, which `READERS` names.
 """
 
 import re
-from typing import Annotated
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import Depends, Header, Path, Request
 from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
+from starlette.datastructures import Headers
+from starlette.types import Scope
 
 from app.api.exchange import SESSION_COOKIE, Exchange, exchange_of, resources_of, within
 from app.api.representations import version_from
@@ -30,6 +34,66 @@ _cookie = APIKeyCookie(
 )
 
 
+def caller_of(scope: Scope) -> Session:
+    """Return the session of the caller.
+
+    Raises:
+        Unauthenticated: if there is none.
+    """
+    session = exchange_of(scope).session
+    if session is None:
+        raise Unauthenticated("Sign in: POST /api/v1/sessions, then send the token as Authorization: Bearer <token>.")
+    return session
+
+
+def admin_of(scope: Scope) -> Session:
+    """Return the session of an administrator.
+
+    Raises:
+        Unauthenticated: if nobody is signed in.
+        Forbidden: if somebody else is.
+    """
+    session = caller_of(scope)
+    if session.role != ADMIN:
+        raise Forbidden("Only an administrator may do this.")
+    return session
+
+
+def trusted_admin_of(scope: Scope) -> Session:
+    """Return the session of an administrator who comes from an address that is allowed.
+
+    Raises:
+        Unauthenticated: if nobody is signed in.
+        Forbidden: if somebody else is, or from elsewhere.
+    """
+    session = admin_of(scope)
+    if not within(exchange_of(scope).address, resources_of(scope).settings.service.admin_allow):
+        raise Forbidden("Administration is not allowed from this address.")
+    return session
+
+
+def idempotency_key_of(scope: Scope) -> str:
+    """Return the caller's name for the request.
+
+    Raises:
+        Invalid: `idempotency_key_missing` or `idempotency_key_invalid`.
+    """
+    key = Headers(scope=scope).get("idempotency-key")
+    if key is None:
+        raise Invalid.field(
+            "header/Idempotency-Key",
+            "Send an Idempotency-Key, a fresh one for each order: then it is safe to send the request again.",
+            code="idempotency_key_missing",
+        )
+    if not _KEY.fullmatch(key):
+        raise Invalid.field(
+            "header/Idempotency-Key",
+            "An Idempotency-Key has 1 to 255 visible ASCII characters.",
+            code="idempotency_key_invalid",
+        )
+    return key
+
+
 async def _resources(request: Request) -> Resources:
     return resources_of(request.scope)
 
@@ -43,26 +107,15 @@ async def _caller(
     _bearer_token: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
     _cookie_token: Annotated[str | None, Depends(_cookie)],
 ) -> Session:
-    session = exchange_of(request.scope).session
-    if session is None:
-        raise Unauthenticated("Sign in: POST /api/v1/sessions, then send the token as Authorization: Bearer <token>.")
-    return session
+    return caller_of(request.scope)
 
 
-async def _admin(session: Annotated[Session, Depends(_caller)]) -> Session:
-    if session.role != ADMIN:
-        raise Forbidden("Only an administrator may do this.")
-    return session
+async def _admin(request: Request, _session: Annotated[Session, Depends(_caller)]) -> Session:
+    return admin_of(request.scope)
 
 
-async def _trusted_admin(
-    session: Annotated[Session, Depends(_admin)],
-    exchange: Annotated[Exchange, Depends(_exchange)],
-    resources: Annotated[Resources, Depends(_resources)],
-) -> Session:
-    if not within(exchange.address, resources.settings.service.admin_allow):
-        raise Forbidden("Administration is not allowed from this address.")
-    return session
+async def _trusted_admin(request: Request, _session: Annotated[Session, Depends(_admin)]) -> Session:
+    return trusted_admin_of(request.scope)
 
 
 async def _own_profile(
@@ -89,7 +142,8 @@ async def _version(
 
 
 async def _idempotency_key(
-    key: Annotated[
+    request: Request,
+    _key: Annotated[
         str | None,
         Header(
             alias="Idempotency-Key",
@@ -99,20 +153,18 @@ async def _idempotency_key(
         ),
     ] = None,
 ) -> str:
-    if key is None:
-        raise Invalid.field(
-            "header/Idempotency-Key",
-            "Send an Idempotency-Key, a fresh one for each order: then it is safe to send the request again.",
-            code="idempotency_key_missing",
-        )
-    if not _KEY.fullmatch(key):
-        raise Invalid.field(
-            "header/Idempotency-Key",
-            "An Idempotency-Key has 1 to 255 visible ASCII characters.",
-            code="idempotency_key_invalid",
-        )
-    return key
+    return idempotency_key_of(request.scope)
 
+
+READERS: Mapping[Callable[..., Any], Callable[[Scope], Any]] = {
+    _resources: resources_of,
+    _exchange: exchange_of,
+    _caller: caller_of,
+    _admin: admin_of,
+    _trusted_admin: trusted_admin_of,
+    _idempotency_key: idempotency_key_of,
+}
+"""What each dependency reads, and from where, for whoever asks without FastAPI; see `direct.py`."""
 
 ResourcesDep = Annotated[Resources, Depends(_resources)]
 ExchangeDep = Annotated[Exchange, Depends(_exchange)]

@@ -16,6 +16,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import metrics, problems
+from app.api.direct import Direct
 from app.api.exchange import (
     SAFE,
     Exchange,
@@ -59,8 +60,10 @@ def layers(settings: Settings) -> list[Middleware]:
         Middleware(Deadline),
         # Before anything that asks a dependency, and cheap itself: past its capacity the instance refuses here.
         Middleware(Turnstile, settings=settings.service),
-        # Last, because it asks Redis: by now the request is small and has its time.
+        # Because it asks Redis: by now the request is small and has its time.
         Middleware(Callers, settings=settings),
+        # Last, because all that stands before it is true of every request, whoever answers it.
+        Middleware(Direct),
     ]
 
 

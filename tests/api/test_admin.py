@@ -52,7 +52,7 @@ async def test_nobody_else_sees_anything(new_customer: Make, client: httpx.Async
 
 @pytest.mark.sabotage(
     "app/api/dependencies.py",
-    "if not within(exchange.address, resources.settings.service.admin_allow):",
+    "if not within(exchange_of(scope).address, resources_of(scope).settings.service.admin_allow):",
     "if not session:",
 )
 async def test_an_administrator_elsewhere_may_do_nothing(elsewhere: httpx.AsyncClient) -> None:
