@@ -31,7 +31,7 @@ from app.api import (
     reports,
     sessions,
 )
-from app.api.hotpath import HotPath
+from app.api.hotpath import HotPath, Pages
 from app.api.limits import Limits
 from app.core.errors import Unavailable
 from app.core.settings import Settings, load_settings
@@ -113,6 +113,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         middleware=middleware.layers(chosen),
     )
     app.state.limiter = Limits(chosen.rates)
+    app.state.pages = Pages()
     problems.install(app)
     for router in ROUTERS:
         app.include_router(router)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from app.api.bodies import JsonRoute
 from app.api.dependencies import AdminCaller, ReadVersion, ResourcesDep
 from app.api.fields import Attributes, Body, Count, Line, Money, PageCursor, PageLimit, QueryText, Text, Tidy, not_null
+from app.api.hotpath import pages_of
 from app.api.problems import responses
 from app.api.representations import CACHING, JSON, location, product_read, product_written
 from app.domain.catalog.rules import NewProduct
@@ -95,13 +96,16 @@ class RecommendationsView(BaseModel):
 
 
 @router.get("", response_model=ProductPage, operation_id="listProducts", summary="Browse products")
-async def listed(resources: ResourcesDep, limit: PageLimit = 20, cursor: PageCursor = None) -> Response:
+async def listed(
+    request: Request, resources: ResourcesDep, limit: PageLimit = 20, cursor: PageCursor = None
+) -> Response:
     """Return products, newest first."""
-    return _page(await resources.catalog.listed(limit, cursor))
+    return await pages_of(request.scope).answer(request, resources.catalog.listed(limit, cursor), caching="product")
 
 
 @router.get("/search", response_model=ProductPage, operation_id="searchProducts", summary="Search products")
 async def search(
+    request: Request,
     resources: ResourcesDep,
     q: Annotated[
         str,
@@ -112,7 +116,8 @@ async def search(
     cursor: PageCursor = None,
 ) -> Response:
     """Return products that match the words, best first."""
-    return _page(await resources.catalog.search(_IDLE_MINUS.sub("-", q), limit, cursor))
+    found = resources.catalog.search(_IDLE_MINUS.sub("-", q), limit, cursor)
+    return await pages_of(request.scope).answer(request, found, caching="product")
 
 
 @router.get(
@@ -135,7 +140,8 @@ async def get(request: Request, product_id: UUID, resources: ResourcesDep) -> Re
 )
 async def recommendations(product_id: UUID, resources: ResourcesDep) -> Response:
     """Return what others bought with it, else what is like it, else what is popular; `source` says which."""
-    return _page(await resources.recommendations.of(product_id))
+    content = await resources.recommendations.of(product_id)
+    return Response(content, headers={"Cache-Control": CACHING["product"]}, media_type=JSON)
 
 
 @router.post(
@@ -175,7 +181,3 @@ async def change(
 ) -> Response:
     """Change some fields of the version that `If-Match` names; stock that moved since you read it is no conflict."""
     return product_written(await resources.catalog.change(product_id, version, body.changes()), status=200)
-
-
-def _page(content: bytes) -> Response:
-    return Response(content, headers={"Cache-Control": CACHING["product"]}, media_type=JSON)

@@ -78,7 +78,12 @@ def bearer_of(headers: Headers) -> str | None:
 
 def cookie_of(headers: Headers) -> str | None:
     """Return the token of the session's cookie."""
-    return cookie_parser(headers.get("cookie", "")).get(SESSION_COOKIE)
+    return session_in(headers.get("cookie", ""))
+
+
+def session_in(cookies: str) -> str | None:
+    """Return the token among the cookies of a request."""
+    return cookie_parser(cookies).get(SESSION_COOKIE)
 
 
 def client_address(scope: Scope, headers: Headers, trusted: tuple[IPvAnyNetwork, ...]) -> str:

@@ -1,69 +1,109 @@
-"""The hot path: a cached GET of one profile or product by a signed-in caller, answered before routing begins.
+"""The hot path: a cached GET by a signed-in caller, answered before routing begins.
 
 It decides nothing of its own: sessions and limits are those of `Admissions`, values those of the cache, tags and
-caching rules those of `representations`. Whatever is not at hand or out of the ordinary goes the long way, with what
-has been found out so far, and gets the same bytes and headers there.
+caching rules those of `representations`; and a page of a list is found as the long way found it for the same words.
+Whatever is not at hand or out of the ordinary goes the long way, with what has been found out so far, and gets the same
+bytes and headers there.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from time import perf_counter
 from typing import NamedTuple
 
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api import metrics
-from app.api.exchange import resources_of
+from app.api.exchange import resources_of, session_in
 from app.api.representations import CACHING, JSON, has, product_tag_of, profile_tag_of
 from app.api.security import CONTENT_POLICY, VARY, fixed_headers
 from app.core import context
 from app.core.settings import Settings
 from app.core.telemetry import CACHE_READS, request_finished
 from app.domain.sessions.admission import Admission
-from app.scaling.cache import PRODUCT, PROFILE, Entry, Kind
+from app.scaling.cache import PRODUCT, PROFILE, Entry, Kind, Listing, Load
 from app.scaling.redis_link import RedisDown
 
 _PATH = re.compile(r"/api/v1/(profiles|products)/([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})")
 # A body is the long way's to refuse, and a position that must be reached is its to heed.
 _UNUSUAL = frozenset({b"content-length", b"transfer-encoding", b"consistency-token"})
+_HEEDED = frozenset({b"authorization", b"cookie", b"x-request-id", b"if-none-match"})
 _ADMISSION = "scaleout.admission"
+# Pages that an instance knows how to find: what people really ask for; each is a query string and a statement.
+MOST_PAGES = 1000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Route:
-    """One hot route: its name in paths, its template in metrics and logs, its kind of value, its tag, who keeps it."""
+    """One hot route: its template in metrics and logs, its kind of value, who may keep it, and its tag if any."""
 
-    name: str
     template: str
     kind: Kind
-    tag: Callable[[Entry], str]
-    caching: str
+    caching: str | None
+    tag: Callable[[Entry], str] | None
 
 
-_ROUTES = {
-    "profiles": _Route("profiles", "/api/v1/profiles/{profile_id}", PROFILE, profile_tag_of, "profile"),
-    "products": _Route("products", "/api/v1/products/{product_id}", PRODUCT, product_tag_of, "product"),
+_SINGLE = {
+    "profiles": _Route("/api/v1/profiles/{profile_id}", PROFILE, "profile", profile_tag_of),
+    "products": _Route("/api/v1/products/{product_id}", PRODUCT, "product", product_tag_of),
 }
 
 
-_COUNTERS = {
-    (route.kind.name, layer): CACHE_READS.labels(route.kind.name, layer)
-    for route in _ROUTES.values()
-    for layer in ("l1", "l2")
-}
+class Pages:
+    """How pages are found that this instance has answered the long way, by path and query string; bounded."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[str, bytes], tuple[_Route, Listing]] = OrderedDict()
+
+    def find(self, scope: Scope) -> tuple[_Route, Listing] | None:
+        """Return the route and the page that a request asks for, if it is known."""
+        return self._known.get((scope["path"], scope["query_string"]))
+
+    async def answer(self, request: Request, listing: Listing, *, caching: str | None = None) -> Response:
+        """Return a page the long way, and have the next request of the same words answered without it.
+
+        Args:
+            request: asks for it, and is within all bounds.
+            listing: what it asks for; it must depend on nothing of the request but path and query string.
+            caching: a key of `CACHING`, or None where nobody may keep it.
+        """
+        scope = request.scope
+        body = await resources_of(scope).cache.page(listing)
+        route = _Route(metrics.template_of(scope), listing.kind, caching, None)
+        self._known[scope["path"], scope["query_string"]] = route, listing
+        self._known.move_to_end((scope["path"], scope["query_string"]))
+        if len(self._known) > MOST_PAGES:
+            self._known.popitem(last=False)
+        return Response(body, headers=None if caching is None else {"Cache-Control": CACHING[caching]}, media_type=JSON)
+
+
+def pages_of(scope: Scope) -> Pages:
+    """Return the pages that are known to the application that serves this request."""
+    pages: Pages = scope["app"].state.pages
+    return pages
+
+
+@lru_cache(maxsize=64)
+def _counter(kind: str, layer: str) -> Callable[[], None]:
+    return CACHE_READS.labels(kind, layer).inc
 
 
 # What is asked for over and over; a thousand descriptions are a few hundred kilobytes.
 @lru_cache(maxsize=1024)
-def _described(name: str, entry: Entry) -> tuple[str, list[tuple[bytes, bytes]], list[tuple[bytes, bytes]]]:
+def _described(route: _Route, entry: Entry) -> tuple[str | None, list[tuple[bytes, bytes]], list[tuple[bytes, bytes]]]:
     """Return the tag of a value, the headers of a 304, and those of a 200."""
-    route = _ROUTES[name]
-    tag = route.tag(entry)
-    headers = [(b"etag", tag.encode()), (b"cache-control", CACHING[route.caching].encode())]
-    if not CACHING[route.caching].startswith("public"):
+    caching = CACHING[route.caching] if route.caching else "no-store"
+    headers = [(b"cache-control", caching.encode())]
+    if not caching.startswith("public"):
         headers.append(VARY)
+    tag = route.tag(entry) if route.tag else None
+    if tag is not None:
+        headers.append((b"etag", tag.encode()))
     length = b"%d" % len(entry.body or b"")
     return tag, headers, [*headers, (b"content-length", length), (b"content-type", JSON.encode())]
 
@@ -83,20 +123,21 @@ class HotPath:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or pass it on."""
-        if scope["type"] == "http" and scope["method"] == "GET" and not scope["query_string"]:
-            found = _PATH.fullmatch(scope["path"])
-            if found is not None:
+        if scope["type"] == "http" and scope["method"] == "GET":
+            value = _value_of(scope)
+            if value is not None:
                 asked = _read(scope["headers"])
-                answer = None if asked is None else await self._look(scope, _ROUTES[found[1]], found[2], asked)
+                answer = None if asked is None else await self._look(scope, value, asked)
                 if answer is not None:
                     await self._send(send, answer)
                     return
         await self._app(scope, receive, send)
 
-    async def _look(self, scope: Scope, route: _Route, key: str, asked: "_Asked") -> "_Answer | None":
+    async def _look(self, scope: Scope, value: "_Value", asked: "_Asked") -> "_Answer | None":
         """Return the answer to a request, or None if it has to go the long way."""
         started = perf_counter()
         resources = resources_of(scope)
+        route, key, load = value
         entry = resources.cache.kept(route.kind, key)
         admission = resources.admissions.at_hand(asked.token) if entry is not None else None
         layer = "l1"
@@ -110,11 +151,11 @@ class HotPath:
             if admission is None:
                 return None
             if admission.value is not None:
-                layer, entry = "l2", resources.cache.found(route.kind, key, admission.value, epoch)
+                layer, entry = "l2", resources.cache.found(route.kind, key, admission.value, epoch, load)
         if entry is None or entry.body is None or not admission.verdict.allowed:
             scope[_ADMISSION] = admission
             return None
-        _COUNTERS[route.kind.name, layer].inc()
+        _counter(route.kind.name, layer)()
         if route.kind is PRODUCT:
             resources.views.count(key)
         return _Answer(route, entry, admission, asked, layer, started)
@@ -122,8 +163,8 @@ class HotPath:
     async def _send(self, send: Send, answer: "_Answer") -> None:
         route, entry, admission, asked = answer.route, answer.entry, answer.admission, answer.asked
         body, status = entry.body or b"", 200
-        tag, unchanged, whole = _described(route.name, entry)
-        if asked.if_none_match is not None and has(asked.if_none_match, tag):
+        tag, unchanged, whole = _described(route, entry)
+        if tag is not None and has(asked.if_none_match, tag):
             body, status, whole = b"", 304, unchanged
         milliseconds = (perf_counter() - answer.started) * 1000
         request_id = context.request_id_from(asked.request_id)
@@ -150,6 +191,14 @@ class HotPath:
         )
 
 
+class _Value(NamedTuple):
+    """What a request asks for: its route, the key of its value, and how that is loaded if its kind does not say it."""
+
+    route: _Route
+    key: str
+    load: Load | None
+
+
 class _Asked(NamedTuple):
     """What of a request's headers matters here."""
 
@@ -169,20 +218,44 @@ class _Answer(NamedTuple):
     started: float
 
 
+def _value_of(scope: Scope) -> _Value | None:
+    """Return what a request asks for, or None if it is none of the hot routes' or not known how to find it."""
+    if not scope["query_string"]:
+        found = _PATH.fullmatch(scope["path"])
+        if found is not None:
+            return _Value(_SINGLE[found[1]], found[2], None)
+    page = pages_of(scope).find(scope)
+    if page is None:
+        return None
+    route, listing = page
+    generations = resources_of(scope).cache.generations_kept(listing.families)
+    if generations is None:
+        return None
+    return _Value(route, listing.key_at(generations), listing.load(generations))
+
+
 def _read(headers: Iterable[tuple[bytes, bytes]]) -> _Asked | None:
     """Return what a request asks for, or None if it is out of the ordinary or a stranger's."""
-    token = request_id = tag = None
+    heeded: dict[bytes, bytes] = {}
     for name, value in headers:
-        if name == b"authorization":
-            if token is not None or value[:7].lower() != b"bearer ":
-                return None
-            token = value[7:].strip().decode("latin-1")
-        elif name == b"x-request-id":
-            request_id = request_id or value.decode("latin-1")
-        elif name == b"if-none-match":
-            if tag is not None:
-                return None
-            tag = value.decode("latin-1")
-        elif name in _UNUSUAL:
+        if name in _UNUSUAL or (name in heeded and name != b"x-request-id"):
             return None
-    return None if token is None else _Asked(token, request_id, tag)
+        if name in _HEEDED:
+            heeded.setdefault(name, value)
+    token = _token_of(heeded)
+    if token is None:
+        return None
+    request_id, tag = heeded.get(b"x-request-id"), heeded.get(b"if-none-match")
+    return _Asked(
+        token,
+        None if request_id is None else request_id.decode("latin-1"),
+        None if tag is None else tag.decode("latin-1"),
+    )
+
+
+def _token_of(headers: Mapping[bytes, bytes]) -> str | None:
+    authorization, cookies = headers.get(b"authorization"), headers.get(b"cookie")
+    if authorization is not None:
+        is_bearer = authorization[:7].lower() == b"bearer "
+        return authorization[7:].strip().decode("latin-1") if is_bearer else None
+    return None if cookies is None else session_in(cookies.decode("latin-1"))

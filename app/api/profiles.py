@@ -13,8 +13,9 @@ from app.api.bodies import JsonRoute
 from app.api.dependencies import Caller, ExchangeDep, OwnProfile, ReadVersion, ResourcesDep
 from app.api.exchange import session_cookie
 from app.api.fields import Attributes, Body, Email, Name, PageCursor, PageLimit, QueryText, Text, not_null
+from app.api.hotpath import pages_of
 from app.api.problems import responses
-from app.api.representations import JSON, location, profile_read, profile_tag, read, written
+from app.api.representations import location, profile_read, profile_tag, read, written
 from app.core.errors import Invalid, Unavailable
 from app.domain.profiles.rules import Location, NewProfile, Profile
 
@@ -145,7 +146,9 @@ async def get(request: Request, profile_id: UUID, resources: ResourcesDep) -> Re
 
 @router.get("", response_model=PublicPage, operation_id="listProfiles", summary="Search profiles")
 async def listed(
+    request: Request,
     resources: ResourcesDep,
+    *,
     name_prefix: Annotated[
         str | None, Query(max_length=100, description="Names that begin so, in any case."), QueryText
     ] = None,
@@ -163,8 +166,8 @@ async def listed(
     cursor: PageCursor = None,
 ) -> Response:
     """Return public views, newest first."""
-    page = await resources.profiles.listed(name_prefix, _key_and_value(attribute), limit, cursor)
-    return Response(page, media_type=JSON)
+    found = resources.profiles.listed(name_prefix, _key_and_value(attribute), limit, cursor)
+    return await pages_of(request.scope).answer(request, found)
 
 
 @router.patch(

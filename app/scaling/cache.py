@@ -14,21 +14,22 @@ Redis that comes back, or another one in its place, may have missed a write, so 
 import asyncio
 import math
 import random
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic, time
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from app.core import context
 from app.core.context import NEWEST
 from app.core.errors import Unavailable
-from app.core.telemetry import CACHE_EARLY, CACHE_LOADS, CACHE_OWED, CACHE_READS, logger
+from app.core.telemetry import CACHE_EARLY, CACHE_LOADS, CACHE_READS, logger
+from app.scaling.debts import Debts
 from app.scaling.near import Near
 from app.scaling.pipe import Pipe
 from app.scaling.redis_link import RedisDown
 
+T = TypeVar("T")
 log = logger(__name__)
 
 NEGATIVE_TTL = 10  # seconds that an unknown id stays unknown: long enough for a scan, short enough to forget a typo
@@ -38,10 +39,6 @@ JITTER = 0.1  # share of a TTL, so that what was cached together does not expire
 LEASE_MILLISECONDS = 1000
 # A load is a few milliseconds; looking more often would cost Redis more than it gains the caller.
 LOOK_EVERY = 0.01  # seconds
-# What a write could not tell Redis is told again this often: with the time for one call well within 2 s of its return.
-REPAY_EVERY = 0.25  # seconds
-# Values whose write Redis does not know of yet; an instance writes far fewer in the longest outage that one sits out.
-MOST_OWED = 10_000
 
 # One round trip: keep what is newer, and hand it back, so that the loser of a race answers with the winner's value.
 _PUT_IF_NEWER = """
@@ -87,6 +84,27 @@ ABSENT = Entry(0, None)
 Load = Callable[[], Awaitable[Entry]]
 
 
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A page of a list, cached anew for each generation of what it shows.
+
+    Attributes:
+        kind: of its entries.
+        families: whose generations a write raises that the page must show.
+        key: which page of which list.
+        load: reads the page, showing at least the generations that it is given.
+    """
+
+    kind: Kind
+    families: tuple[str, ...]
+    key: str
+    load: Callable[[Sequence[int]], Load]
+
+    def key_at(self, generations: Sequence[int]) -> str:
+        """Return the key of its entry in these generations."""
+        return f"{self.key}@{','.join(map(str, generations))}"
+
+
 class _Held(NamedTuple):
     """An entry as Redis holds it, with the moment (ms since 1970) when it expires and what loading it took (ms)."""
 
@@ -126,17 +144,14 @@ class Cache:
         self._loading: dict[str, asyncio.Task[Entry]] = {}
         self._early: dict[str, asyncio.Task[None]] = {}
         self._costs: dict[str, int] = {}
-        self._owed: OrderedDict[str, Callable[[], Awaitable[None]]] = OrderedDict()
-        self._repaying: asyncio.Task[None] | None = None
+        self._debts = Debts()
 
     async def stop(self) -> None:
         """End what runs in the background; what is owed to Redis is tried once more."""
-        for task in (self._repaying, *self._early.values()):
-            if task is not None:
-                task.cancel()
-                await asyncio.wait({task})
-        with suppress(RedisDown):
-            await self._repay()
+        for task in list(self._early.values()):
+            task.cancel()
+            await asyncio.wait({task})
+        await self._debts.stop()
 
     def loads(self, kind: Kind, load: Callable[[str], Load]) -> None:
         """Say how a value of `kind` is loaded by its key, for whoever finds one that is about to expire."""
@@ -244,7 +259,7 @@ class Cache:
             async def again() -> None:
                 await self.deliver(kind, key, entry)
 
-            self._owe(_local(kind, key), again)
+            self._debts.owe(_local(kind, key), again)
             return entry
 
     async def deliver(self, kind: Kind, key: str, entry: Entry) -> Entry:
@@ -253,60 +268,64 @@ class Cache:
         Raises:
             RedisDown: if it is not known that Redis has it and every instance has heard of it.
         """
-        name = _local(kind, key)
-        try:
-            stands = await self._store(kind, key, entry)
-        except RedisDown:
-            await self._near.give_up([name])
-            raise
         # Also the loser of a race tells: their caller must not see less than they wrote.
-        await self._near.told(name)
-        return stands
+        return await self._told(_local(kind, key), self._store(kind, key, entry))
 
-    async def generations(self, names: list[str]) -> list[int]:
+    async def page(self, listing: Listing) -> bytes:
+        """Return a page as it must be shown now."""
+        generations = await self.generations(listing.families)
+        entry = await self.read(listing.kind, listing.key_at(generations), listing.load(generations))
+        return entry.body or b""
+
+    async def generations(self, names: Sequence[str]) -> Sequence[int]:
         """Return the generation of each of one family of lists: the position that they must show, at least."""
-        kept = [_generation(name) for name in names]
+        kept = self.generations_kept(names)
+        if kept is not None:
+            return kept
+        epoch, found = self._near.epoch, [_generation(name) for name in names]
         try:
-            return [int(value or 0) for value in await self._pipe.ask(kept[0], "MGET", *kept)]
+            values = [int(value or 0) for value in await self._pipe.ask(found[0], "MGET", *found)]
         except RedisDown:
             return [0] * len(names)
+        for name, value in zip(found, values, strict=True):
+            self._near.keep(name, value, epoch)
+        return values
+
+    def generations_kept(self, names: Sequence[str]) -> Sequence[int] | None:
+        """Return the generations if this process has all of them at hand."""
+        kept = [self._near.get(_generation(name)) for name in names]
+        return None if None in kept else kept
 
     async def raise_generation(self, name: str, position: int) -> None:
-        """Make every cached list of the family obsolete that was read before `position`."""
+        """Make every cached list of the family obsolete that was read before `position`.
+
+        Once this returns no instance answers with one.
+        """
         if position >= NEWEST:
             # Not known: it would send every list to the primary for a day. Lists live for at most LIST.ttl seconds.
             return
         kept = _generation(name)
 
         async def tell() -> None:
-            await self._pipe.run(self._raise, [kept], [position, 24 * 3600])
+            await self._told(kept, self._raise_to(kept, position))
 
         try:
             await tell()
         except RedisDown:
-            self._owe(kept, tell)
+            self._debts.owe(kept, tell)
 
-    def _owe(self, name: str, tell: Callable[[], Awaitable[None]]) -> None:
-        self._owed[name] = tell
-        self._owed.move_to_end(name)
-        if len(self._owed) > MOST_OWED:
-            self._owed.popitem(last=False)
-        CACHE_OWED.set(len(self._owed))
-        if self._repaying is None or self._repaying.done():
-            self._repaying = asyncio.create_task(self._keep_repaying())
+    async def _told(self, name: str, telling: Awaitable[T]) -> T:
+        """Tell Redis, then every instance that what it keeps under `name` is obsolete."""
+        try:
+            told = await telling
+        except RedisDown:
+            await self._near.give_up([name])
+            raise
+        await self._near.told(name)
+        return told
 
-    async def _keep_repaying(self) -> None:
-        while self._owed:
-            await asyncio.sleep(REPAY_EVERY)
-            with suppress(RedisDown):
-                await self._repay()
-
-    async def _repay(self) -> None:
-        for name, tell in list(self._owed.items()):
-            await tell()
-            if self._owed.get(name) is tell:  # else a later write owes it anew
-                del self._owed[name]
-        CACHE_OWED.set(len(self._owed))
+    async def _raise_to(self, kept: str, position: int) -> None:
+        await self._pipe.run(self._raise, [kept], [position, 24 * 3600])
 
     async def _ask(self, kind: Kind, key: str, span: context.Span) -> Any:
         span.description = "miss"

@@ -156,7 +156,7 @@ async def pages(cluster: Cluster, rows: int, times: int) -> dict[str, dict[str, 
             cursor = instance.profiles._cursors.page(  # noqa: SLF001  # a cursor of the middle, which nobody gave out
                 "profiles [null,null]", [_id(first)] * 2, 1, key=str, item=str
             ).next_cursor
-            return lambda: instance.profiles.listed(None, None, PAGE_SIZE, cursor)
+            return lambda: instance.cache.page(instance.profiles.listed(None, None, PAGE_SIZE, cursor))
 
         def orders_from(instance: Resources, first: int) -> Callable[[], Awaitable[Any]]:
             cursor = instance.orders._cursors.page(  # noqa: SLF001  # the same

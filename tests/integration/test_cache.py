@@ -184,7 +184,9 @@ async def test_without_redis_every_read_loads_and_afterwards_none_does(
     assert await quiet.cache.read(PROFILE, key, unused) in (version(1), version(2))
 
 
-@pytest.mark.sabotage(path="app/scaling/cache.py", take_out="            self._owe(_local(kind, key), again)\n", put="")
+@pytest.mark.sabotage(
+    path="app/scaling/cache.py", take_out="            self._debts.owe(_local(kind, key), again)\n", put=""
+)
 async def test_a_write_that_redis_did_not_hear_of_is_told_within_2_s_of_its_return(
     quiet: Resources, other: Resources, servers: Servers, key: str
 ) -> None:

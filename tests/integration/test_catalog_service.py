@@ -156,7 +156,10 @@ async def test_search_finds_words_phrases_and_exclusions_best_first(quiet: Resou
         await product_of(quiet, name=name, description=description)
 
     async def names(query: str) -> list[str]:
-        return [item["name"] for item in orjson.loads(await quiet.catalog.search(query, 10, None))["items"]]
+        return [
+            item["name"]
+            for item in orjson.loads(await quiet.cache.page(quiet.catalog.search(query, 10, None)))["items"]
+        ]
 
     assert await names(f"{mark} lamps") == [f"{mark} lamp", "Shade"]
     assert await names(f'"{mark} chair"') == [f"Folding {mark} chair"]
@@ -173,30 +176,30 @@ async def test_pages_of_a_search_show_each_product_once_best_first(quiet: Resour
         expected.add(str(product.id))
     shown, cursor = [], None
     for _ in range(10):
-        answer = orjson.loads(await quiet.catalog.search(mark, 2, cursor))
+        answer = orjson.loads(await quiet.cache.page(quiet.catalog.search(mark, 2, cursor)))
         shown += [item["id"] for item in answer["items"]]
         cursor = answer["next_cursor"]
         if cursor is None:
             break
     assert len(shown) == 7
     assert set(shown) == expected
-    whole = orjson.loads(await quiet.catalog.search(mark, 100, None))
+    whole = orjson.loads(await quiet.cache.page(quiet.catalog.search(mark, 100, None)))
     assert [item["id"] for item in whole["items"]] == shown
 
 
 @pytest.mark.sabotage(
     path="app/domain/catalog/service.py",
-    take_out="        await self._cache.raise_generation(GENERATION, position)\n",
-    put="",
+    take_out="await asyncio.gather(self._refresh(written), self._cache.raise_generation(GENERATION, position))",
+    put="await self._refresh(written)",
 )
 async def test_a_new_product_is_on_the_list_at_once_for_everybody(
     quiet: Resources, other: Resources, servers: Servers
 ) -> None:
-    await other.catalog.listed(3, None)
+    await other.cache.page(other.catalog.listed(3, None))
     async with servers.paused(*REPLICAS):
         product = await product_of(quiet)
         with context.working(stranger()):
-            first = orjson.loads(await other.catalog.listed(3, None))["items"][0]
+            first = orjson.loads(await other.cache.page(other.catalog.listed(3, None)))["items"][0]
     assert first["id"] == str(product.id)
 
 

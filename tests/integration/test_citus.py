@@ -84,7 +84,7 @@ async def test_every_statement_on_a_table_of_a_shard_names_the_profile(halves: H
         await one.profiles.public(profile.id)
         await one.profiles.own(profile.id)
         await one.profiles.change(profile.id, 1, {"bio": "x"})
-        await one.profiles.listed(None, None, 5, None)
+        await one.cache.page(one.profiles.listed(None, None, 5, None))
         await one.orders.listed(profile.id, 5, None)
         await one.sessions.listed(profile.id)
         for shard in (0, 1):

@@ -157,15 +157,15 @@ PICK_LIST = (
 NEAREST = "SELECT name FROM warehouses ORDER BY point(lon, lat) <-> point(9.99, 53.55) LIMIT 1"
 # Each index with whoever asks the statement that it is for.
 USES: dict[str, Use] = {
-    "pk_profiles": lambda it: it.profiles.listed(None, None, 20, None),
-    "ix_profiles_name_prefix": lambda it: it.profiles.listed("name 777", None, 20, None),
-    "ix_profiles_attributes": lambda it: it.profiles.listed(None, ("team", "team-7"), 20, None),
+    "pk_profiles": lambda it: it.cache.page(it.profiles.listed(None, None, 20, None)),
+    "ix_profiles_name_prefix": lambda it: it.cache.page(it.profiles.listed("name 777", None, 20, None)),
+    "ix_profiles_attributes": lambda it: it.cache.page(it.profiles.listed(None, ("team", "team-7"), 20, None)),
     "pk_email_directory": lambda it: it.directory.find("ada@example.com"),
     "ix_email_directory_unconfirmed": lambda it: it.directory.sweep(),
     "pk_sessions": lambda it: it.sessions.listed(id_of(7)),
     "ix_sessions_expires_at": purged(4),
-    "pk_products": lambda it: it.catalog.listed(20, None),
-    "ix_products_words": lambda it: it.catalog.search("word7", 20, None),
+    "pk_products": lambda it: it.cache.page(it.catalog.listed(20, None)),
+    "ix_products_words": lambda it: it.cache.page(it.catalog.search("word7", 20, None)),
     "ix_products_category": lambda it: it.recommendations._alike(id_of(77)),
     "ix_product_views_views": lambda it: it.recommendations._selling(),
     "ix_bought_together_other": lambda it: it.recommendations._together(id_of(77)),

@@ -27,7 +27,10 @@ async def sign_up(instance: Resources, name: str, **more: Any) -> Profile:
 async def page(instance: Resources, *, prefix: str | None = None, attribute: Any = None, limit: int = 100) -> list[str]:
     """Return the names on the first page."""
     return [
-        item["name"] for item in orjson.loads(await instance.profiles.listed(prefix, attribute, limit, None))["items"]
+        item["name"]
+        for item in orjson.loads(await instance.cache.page(instance.profiles.listed(prefix, attribute, limit, None)))[
+            "items"
+        ]
     ]
 
 
@@ -74,7 +77,7 @@ async def test_pages_show_each_profile_once_in_order_while_others_sign_up(quiet:
     shown: list[str] = []
     cursor = None
     for _ in range(10):
-        answer = orjson.loads(await quiet.profiles.listed(mark, None, 2, cursor))
+        answer = orjson.loads(await quiet.cache.page(quiet.profiles.listed(mark, None, 2, cursor)))
         shown += [item["id"] for item in answer["items"]]
         await sign_up(quiet, f"{mark} late")
         cursor = answer["next_cursor"]
@@ -87,11 +90,11 @@ async def test_a_cursor_belongs_to_its_filters(quiet: Resources) -> None:
     mark = uuid4().hex
     for _ in range(2):
         await sign_up(quiet, mark)
-    cursor = orjson.loads(await quiet.profiles.listed(mark, None, 1, None))["next_cursor"]
+    cursor = orjson.loads(await quiet.cache.page(quiet.profiles.listed(mark, None, 1, None)))["next_cursor"]
     with pytest.raises(Invalid):
-        await quiet.profiles.listed("another", None, 1, cursor)
+        await quiet.cache.page(quiet.profiles.listed("another", None, 1, cursor))
     with pytest.raises(Invalid):
-        await quiet.catalog.listed(1, cursor)
+        await quiet.cache.page(quiet.catalog.listed(1, cursor))
 
 
 async def test_a_list_shows_what_was_just_written_also_to_others_and_from_replicas_that_are_behind(
@@ -108,7 +111,7 @@ async def test_a_list_shows_what_was_just_written_also_to_others_and_from_replic
 
 @pytest.mark.sabotage(
     path="app/domain/profiles/service.py",
-    take_out="        await self._cache.put(PROFILE, str(profile.id), _entry(profile))\n",
+    take_out="            self._cache.put(PROFILE, str(profile_id), entry),\n",
     put="",
 )
 async def test_a_change_is_seen_at_once_on_every_instance_and_raises_the_version(

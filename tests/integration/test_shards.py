@@ -30,7 +30,7 @@ START = 1_760_000_000_000  # milliseconds since 1970; later ones sort later
 async def page(instance: Resources, prefix: str, limit: int, cursor: str | None) -> dict[str, Any]:
     """Return a page as clients get it, read anew and not from the cache."""
     await instance.redis.client.flushdb()
-    return orjson.loads(await instance.profiles.listed(prefix, None, limit, cursor))
+    return orjson.loads(await instance.cache.page(instance.profiles.listed(prefix, None, limit, cursor)))
 
 
 # Each a half and how many milliseconds after the one before; and how many come in while the list is read.

@@ -4,12 +4,13 @@ Stock moves only here, in one transaction of the catalog database each, and each
 twice it happens once.
 """
 
-from collections.abc import Iterable, Sequence
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, bindparam, insert, select, tuple_, update
+from sqlalchemy import Row, Select, bindparam, insert, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
 from app.core import context, wire
@@ -18,11 +19,11 @@ from app.core.ids import new_id
 from app.domain.catalog.rules import Allocation, NewProduct, OnHand, OutOfStock, Product, Reserved, Wanted, allocate
 from app.domain.catalog.tables import product_views, products, reservations, stock, warehouses
 from app.scaling import outbox
-from app.scaling.cache import ABSENT, LIST, PRODUCT, SEARCH, Cache, Entry, Load
+from app.scaling.cache import ABSENT, LIST, PRODUCT, SEARCH, Cache, Entry, Kind, Listing, Load
 from app.scaling.database import CATALOG_SHARD, Database, Writer
 from app.scaling.dialect import by_primary_key, insert_adding, insert_ignore, match_rank, matches
 from app.scaling.lookup import Lookup
-from app.scaling.paging import Cursors
+from app.scaling.paging import Cursors, Page
 from app.scaling.tally import Counts, Tally
 
 GENERATION = "products"
@@ -68,30 +69,33 @@ class Catalog:
         found = await self._cache.several(PRODUCT, [str(each) for each in product_ids], self._loaded)
         return {UUID(key): wire.decode(entry.body or b"") for key, entry in found.items()}
 
-    async def listed(self, limit: int, cursor: str | None) -> bytes:
-        """Return a page of products, newest first, as the JSON bytes to send."""
+    def listed(self, limit: int, cursor: str | None) -> Listing:
+        """Return a page of products, newest first.
+
+        Raises:
+            Invalid: if the cursor is not one of this list.
+        """
         scope = "products"
         after = self._cursors.open_id(scope, cursor)
         statement = select(*_COLUMNS).order_by(products.c.id.desc()).limit(limit + 1)
         if after is not None:
             statement = statement.where(products.c.id < after)
-        (generation,) = await self._cache.generations([GENERATION])
 
-        async def load() -> Entry:
-            context.current().reached(CATALOG_SHARD, generation)
-            rows = await self._database.reader().all(statement)
-            page = self._cursors.page(scope, rows, limit, key=lambda row: str(row.id), item=_view)
-            return Entry(1, wire.encode(page))
+        def page(rows: Sequence[Row[Any]]) -> Page[dict[str, Any]]:
+            return self._cursors.page(scope, rows, limit, key=lambda row: str(row.id), item=_view)
 
-        return (await self._cache.read(LIST, f"{GENERATION}:{generation}:{limit}:{after}", load)).body or b""
+        return self._listing(LIST, f"{limit}:{after}", statement, page)
 
-    async def search(self, text: str, limit: int, cursor: str | None) -> bytes:
-        """Return a page of products that match `text`, best first, as the JSON bytes to send.
+    def search(self, text: str, limit: int, cursor: str | None) -> Listing:
+        """Return a page of products that match `text`, best first.
 
         Args:
             text: words, "quoted phrases", or and -not, as people type them.
             limit: items on the page.
             cursor: where the page starts, from the page before.
+
+        Raises:
+            Invalid: if the cursor is not one of this search.
         """
         scope = f"search {text}"
         after = self._cursors.open(scope, cursor)
@@ -100,16 +104,11 @@ class Catalog:
         statement = select(found).order_by(found.c.rank.desc(), found.c.id.desc()).limit(limit + 1)
         if after is not None:
             statement = statement.where(tuple_(found.c.rank, found.c.id) < tuple_(after[0], UUID(after[1])))
-        (generation,) = await self._cache.generations([GENERATION])
 
-        async def load() -> Entry:
-            context.current().reached(CATALOG_SHARD, generation)
-            rows = await self._database.reader().all(statement)
-            page = self._cursors.page(scope, rows, limit, key=lambda row: [row.rank, str(row.id)], item=_view)
-            return Entry(1, wire.encode(page))
+        def page(rows: Sequence[Row[Any]]) -> Page[dict[str, Any]]:
+            return self._cursors.page(scope, rows, limit, key=lambda row: [row.rank, str(row.id)], item=_view)
 
-        key = f"{GENERATION}:{generation}:{limit}:{wire.encode([text, after]).decode()}"
-        return (await self._cache.read(SEARCH, key, load)).body or b""
+        return self._listing(SEARCH, f"{limit}:{wire.encode([text, after]).decode()}", statement, page)
 
     async def create(self, new: NewProduct) -> Product:
         """Add a product; its stock goes to the first warehouse.
@@ -247,6 +246,22 @@ class Catalog:
                 )
             )
 
+    def _listing(
+        self,
+        kind: Kind,
+        key: str,
+        statement: Select[Any],
+        page: Callable[[Sequence[Row[Any]]], Page[dict[str, Any]]],
+    ) -> Listing:
+        def at(generations: Sequence[int]) -> Load:
+            async def load() -> Entry:
+                context.current().reached(CATALOG_SHARD, generations[0])
+                return Entry(1, wire.encode(page(await self._database.reader().all(statement))))
+
+            return load
+
+        return Listing(kind, (GENERATION,), f"{GENERATION}:{key}", at)
+
     def _loader(self, key: str) -> Load:
         async def load() -> Entry:
             row = await self._database.reader().find(_BY_ID, product_id=UUID(key))
@@ -352,9 +367,8 @@ class Catalog:
             await self._cache.put(PRODUCT, str(product.id), _entry(product))
 
     async def _written(self, written: Iterable[Product]) -> None:
-        await self._refresh(written)
         position = context.current().positions.get(CATALOG_SHARD, 0)
-        await self._cache.raise_generation(GENERATION, position)
+        await asyncio.gather(self._refresh(written), self._cache.raise_generation(GENERATION, position))
 
 
 async def add_views(writer: Writer, counts: Counts) -> None:

@@ -1,5 +1,6 @@
 """The use cases of profiles. Public views come from the cache; every write goes through it."""
 
+import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ from app.domain.profiles.passwords import Passwords
 from app.domain.profiles.rules import MEMBER, TIERS, Location, NewProfile, Profile, PublicProfile, normalise_email
 from app.domain.profiles.tables import profiles
 from app.scaling import outbox
-from app.scaling.cache import ABSENT, LIST, PROFILE, Cache, Entry, Load
+from app.scaling.cache import ABSENT, LIST, PROFILE, Cache, Entry, Listing, Load
 from app.scaling.database import Database, Writer
 from app.scaling.dialect import begins_with, json_has
 from app.scaling.lookup import Lookup
@@ -144,16 +145,19 @@ class Profiles:
             raise NotFound("There is no such profile.")
         return _profile(row)
 
-    async def listed(
+    def listed(
         self, name_prefix: str | None, attribute: tuple[str, str] | None, limit: int, cursor: str | None
-    ) -> bytes:
-        """Return a page of public views, newest first, as the JSON bytes to send.
+    ) -> Listing:
+        """Return a page of public views, newest first.
 
         Args:
             name_prefix: only names that begin so, in any case.
             attribute: only profiles that have this attribute with this value.
             limit: items on the page.
             cursor: where the page starts, from the page before.
+
+        Raises:
+            Invalid: if the cursor is not one of this list.
         """
         filters: list[ColumnElement[bool]] = [profiles.c.erased_at.is_(None)]
         if name_prefix:
@@ -166,21 +170,22 @@ class Profiles:
         if after is not None:
             filters.append(profiles.c.profile_id < after)
         statement = select(*_PUBLIC).where(*filters).order_by(profiles.c.profile_id.desc()).limit(limit + 1)
-        generations = await self._generations()
 
-        async def load() -> Entry:
-            rows = await self._gather(statement, generations, limit)
-            page = self._cursors.page(
-                scope,
-                rows,
-                limit,
-                key=lambda row: str(row.profile_id),
-                item=lambda row: _public(row).public_view(),
-            )
-            return Entry(1, wire.encode(page))
+        def at(generations: Sequence[int]) -> Load:
+            async def load() -> Entry:
+                page = self._cursors.page(
+                    scope,
+                    await self._gather(statement, generations, limit),
+                    limit,
+                    key=lambda row: str(row.profile_id),
+                    item=lambda row: _public(row).public_view(),
+                )
+                return Entry(1, wire.encode(page))
 
-        key = f"{GENERATION}:{generations}:{scope}:{limit}:{after}"
-        return (await self._cache.read(LIST, key, load)).body or b""
+            return load
+
+        families = tuple(f"{GENERATION}:{shard.number}" for shard in self._database.shards)
+        return Listing(LIST, families, f"{GENERATION}:{scope}:{limit}:{after}", at)
 
     async def change(self, profile_id: UUID, version: int, changes: dict[str, Any]) -> Profile:
         """Apply `changes` (of name, bio, location, attributes) to the profile at `version`.
@@ -270,8 +275,7 @@ class Profiles:
             await self._directory.confirm(known.email, profile_id)
             raise PreconditionFailed(STALE)
         await self._directory.release(known.email, profile_id)
-        await self._cache.put(PROFILE, str(profile_id), Entry(version + 1, None))
-        await self._raise_generation(writer.shard)
+        await self._show(profile_id, Entry(version + 1, None), writer.shard)
 
     def _loader(self, key: str) -> Load:
         profile_id = UUID(key)
@@ -283,16 +287,16 @@ class Profiles:
         return load
 
     async def _written(self, profile: Profile, shard: int) -> None:
-        await self._cache.put(PROFILE, str(profile.id), _entry(profile))
-        await self._raise_generation(shard)
+        await self._show(profile.id, _entry(profile), shard)
 
-    async def _raise_generation(self, shard: int) -> None:
-        await self._cache.raise_generation(f"{GENERATION}:{shard}", context.current().positions.get(shard, 0))
+    async def _show(self, profile_id: UUID, entry: Entry, shard: int) -> None:
+        position = context.current().positions.get(shard, 0)
+        await asyncio.gather(
+            self._cache.put(PROFILE, str(profile_id), entry),
+            self._cache.raise_generation(f"{GENERATION}:{shard}", position),
+        )
 
-    async def _generations(self) -> list[int]:
-        return await self._cache.generations([f"{GENERATION}:{shard.number}" for shard in self._database.shards])
-
-    async def _gather(self, statement: Any, generations: list[int], limit: int) -> Sequence[Row[Any]]:
+    async def _gather(self, statement: Any, generations: Sequence[int], limit: int) -> Sequence[Row[Any]]:
         # Cached under the generations, so it must show at least what they stand for.
         work = context.current()
         for shard, generation in enumerate(generations):
