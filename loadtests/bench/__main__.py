@@ -19,7 +19,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -39,6 +39,7 @@ RESULTS = HERE / "results"
 SERVER, LOAD = 0, 1
 # Those whose late answers are looked at, with 1,000 connections.
 LATE = ("a", "b", "c", "l1", "l2")
+CONNECTIONS = 32
 NO_LIMIT = "1000000000/hour"
 PASSWORD = "correct horse battery"  # noqa: S105  # of the seeded customers, printed by `make run`
 console = Console()
@@ -46,19 +47,20 @@ console = Console()
 
 @dataclass(frozen=True)
 class Side:
-    """One side: its name, what it is, the addresses of its instances, and their processes."""
+    """One side: its name, what it is, the addresses of its instances, their processes, and how many ask at a time."""
 
     name: str
     what: str
     urls: tuple[str, ...]
     processes: tuple[psutil.Process, ...]
+    connections: int = CONNECTIONS
 
 
 def main() -> None:
     """Start everything, measure, print, write, stop everything."""
     parser = argparse.ArgumentParser(description="The hot path against its limit.")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of a run with 32 connections")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of a run with few connections")
     # With 1,000 connections a request waits for up to half a second: many times that, or the run's end is measured.
     parser.add_argument("--late-seconds", type=float, default=10.0, help="of a run with 1,000 connections")
     chosen = parser.parse_args()
@@ -110,11 +112,9 @@ def prepare(cluster: Cluster, folder: Path, running: ExitStack) -> tuple[list[Si
     if express is not None:
         commands.insert(2, ("c", "Express, two Redis GETs", ["node", str(express / "server.js")], {}))
     sides = [start(name, what, command=line, environment=environment | more) for name, what, line, more in commands]
-    sides += [
-        _eight(start, side, ours, environment | more)
-        for side, (*_, more) in zip(sides, commands, strict=True)
-        if side.name in {"l1", "l2"}
-    ]
+    for side, (*_, more) in zip(tuple(sides), commands, strict=True):
+        if side.name in {"l1", "l2"}:
+            sides += _eight(start, side, ours, environment | more)
     with httpx.Client(base_url=sides[-1].urls[0]) as client:
         credentials = {"email": "ada@example.com", "password": PASSWORD}
         signed_in = client.post("/api/v1/sessions", json=credentials).raise_for_status().json()
@@ -135,16 +135,16 @@ def measure(sides: list[Side], path: str, token: str, rounds: int, seconds: tupl
         path: what is asked for.
         token: who asks.
         rounds: how often each is asked.
-        seconds: of a run with 32 connections, and of one with 1,000.
+        seconds: of a run with few connections, and of one with 1,000.
     """
     rates: dict[str, list[float]] = {side.name: [] for side in sides}
     late: dict[str, list[float]] = {side.name: [] for side in sides}
     spent: dict[str, list[float]] = {side.name: [] for side in sides}
     for side in sides:
-        ask(side, path, token, 32, 1.0)  # what is compiled and connected at first use
+        ask(side, path, token, side.connections, 1.0)  # what is compiled and connected at first use
     for number in range(rounds):
         for side in sides:
-            asked = ask(side, path, token, 32, seconds[0])
+            asked = ask(side, path, token, side.connections, seconds[0])
             rates[side.name].append(asked["rate"])
             spent[side.name].append(asked["cpu"])
         for side in sides:
@@ -167,7 +167,15 @@ def measure(sides: list[Side], path: str, token: str, rounds: int, seconds: tupl
         f"CPU a request, {one} / {other}": round(
             statistics.median(x / y for x, y in zip(spent[one], spent[other], strict=True)), 2
         )
-        for one, other in (("a", "l2"), ("a", "l1"), ("l1 x 8", "l1"), ("l2 x 8", "l2"), ("routes", "l1"))
+        for one, other in (
+            ("a", "l2"),
+            ("a", "l1"),
+            ("l1 x 8 busy", "l1"),
+            ("l2 x 8 busy", "l2"),
+            ("l1 x 8", "l1"),
+            ("l2 x 8", "l2"),
+            ("routes", "l1"),
+        )
     }
     return {
         "sides": {side.name: side.what for side in sides},
@@ -207,15 +215,23 @@ def serve(
     return Side(name, what, (url,), (process,))
 
 
-def _eight(start: Callable[..., Side], one: Side, command: list[str], environment: dict[str, str]) -> Side:
+def _eight(start: Callable[..., Side], one: Side, command: list[str], environment: dict[str, str]) -> tuple[Side, Side]:
+    """Return eight instances twice: sharing the load of one, and each with as much as the one has."""
     more = [start(f"{one.name}-{number}", one.what, command=command, environment=environment) for number in range(7)]
     everyone = (one, *more)
-    return Side(
+    shared = Side(
         f"{one.name} x 8",
         f"{one.what}, eight instances",
         tuple(url for each in everyone for url in each.urls),
         tuple(process for each in everyone for process in each.processes),
     )
+    each = replace(
+        shared,
+        name=f"{shared.name} busy",
+        what=f"{shared.what}, {CONNECTIONS} connections each",
+        connections=CONNECTIONS * len(shared.urls),
+    )
+    return shared, each
 
 
 @contextmanager
