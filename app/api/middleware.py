@@ -139,11 +139,13 @@ class RequestEdge:
             _default(headers, *CONTENT_POLICY)
             _default(headers, b"cache-control", b"no-store")
             caching = next(value for name, value in headers if name == b"cache-control")
+            if caching.startswith(b"public") and exchange.cookie is not None:
+                # A shared cache must not hand one client's cookie to another.
+                caching = b"private, no-cache"
+                headers = [pair for pair in headers if pair[0] != b"cache-control"]
+                headers.append((b"cache-control", caching))
             if not caching.startswith(b"public"):
                 _default(headers, *VARY)
-            elif exchange.cookie is not None:  # a shared cache must not hand one client's cookie to another
-                headers = [pair for pair in headers if pair[0] != b"cache-control"]
-                headers.append((b"cache-control", b"private, no-cache"))
             return {**start, "headers": headers}
 
         return finish

@@ -253,6 +253,23 @@ async def test_permits_at_hand_never_add_up_to_more_than_the_limit(
 
 
 @pytest.mark.sabotage(
+    path="app/domain/sessions/admission.py",
+    take_out="used = None if lease is None else lease.use(asked_at)",
+    put="used = None",
+)
+async def test_a_caller_who_never_takes_the_hot_path_has_the_whole_limit_over_all_instances(
+    instances: list[httpx.AsyncClient], new_customer: Make
+) -> None:
+    customer = await new_customer()
+    path = f"/api/v1/profiles/{customer.profile['id']}"
+    headers = {"Authorization": f"Bearer {customer.token}", **LONG_WAY}
+    # In turns, so that no instance is left with a permit that it has taken.
+    statuses = [(await instances[number % 2].get(path, headers=headers)).status_code for number in range(45)]
+    assert statuses.count(200) == 40 - 1  # the own profile was read at sign-in
+    assert statuses.count(429) == 6
+
+
+@pytest.mark.sabotage(
     path="app/domain/sessions/admission.py", take_out="            await self._return(idle)\n", put=""
 )
 async def test_permits_that_are_not_used_go_back(

@@ -86,6 +86,7 @@ async def test_a_cookie_that_is_not_valid_is_a_strangers_and_is_cleared(client: 
     cookie = SimpleCookie(answer.headers["set-cookie"])["session"]
     assert (cookie.value, cookie["max-age"]) == ("", "0")
     assert answer.headers["cache-control"] == "private, no-cache"  # no shared cache may hand the cookie on
+    assert answer.headers["vary"] == "Authorization, Cookie"
 
 
 @pytest.mark.sabotage(path="app/api/middleware.py", take_out="if not genuine:", put="if False:")

@@ -40,9 +40,8 @@ SEEN_EVERY = timedelta(minutes=5)
 # KEYS: session, positions, count of the limit, and where a value is asked for, the value.
 # ARGV: idle seconds, how fresh `seen` must be, now, wanted permits.
 # TIERS: quota and window (ms) by tier; `*` is that of a tier without one of its own.
-# A sixteenth of what is left at most, so that a caller near the limit is counted one by one; a value that is not there
-# takes one permit only, because the request goes on the longer way. The idle time is renewed once a sixtieth of it has
-# passed: renewing is a write, and few requests need one.
+# Who has a permit wants none. Else a sixteenth of what is left at most, so that a caller near the limit is counted one
+# by one. The idle time is renewed once a sixtieth of it has passed: renewing is a write, and few requests need one.
 _ADMIT = """
 local raw = redis.call('GET', KEYS[1])
 if not raw then return 0 end
@@ -58,9 +57,9 @@ if left < 0 then left = tier[2] else used = tonumber(redis.call('GET', KEYS[3]))
 local value = KEYS[4] and redis.call('GET', KEYS[4])
 local positions = {}
 if not value then positions = redis.call('HGETALL', KEYS[2]) end
-local permits = 0
-if used < quota then
-  permits = math.max(1, math.min(tonumber(ARGV[4]), math.floor((quota - used) / 16)))
+local permits, wanted = 0, tonumber(ARGV[4])
+if wanted > 0 and used < quota then
+  permits = math.max(1, math.min(wanted, math.floor((quota - used) / 16)))
   if used == 0 then redis.call('SET', KEYS[3], permits, 'PX', left) else redis.call('INCRBY', KEYS[3], permits) end
 end
 return {raw, permits, math.max(0, quota - used - permits), left, value or false, positions}
@@ -94,7 +93,10 @@ class _Lease:
     taken_at: float
     wanted: int
 
-    def use(self, now: float) -> Verdict:
+    def use(self, now: float) -> Verdict | None:
+        """Use one permit; None if there is none in this window."""
+        if self.permits < 1 or now >= self.ends:
+            return None
         self.permits -= 1
         return Verdict(self.policy, allowed=True, remaining=self.remaining + self.permits, reset=_ceil(self.ends - now))
 
@@ -144,12 +146,10 @@ class Admissions:
             return None
         session: Session | None = self._near.get(names.session)
         lease = self._leases.get(names.subject)
-        if session is None or lease is None or lease.permits < 1:
+        if session is None or lease is None:
             return None
-        now = monotonic()
-        if now >= lease.ends:
-            return None
-        return Admission(session, lease.use(now), None, ())
+        verdict = lease.use(monotonic())
+        return None if verdict is None else Admission(session, verdict, None, ())
 
     def known(self, token: str) -> UUID | None:
         """Return whose token this is if the session is here, without asking anybody; None says nothing."""
@@ -174,25 +174,32 @@ class Admissions:
         asked_at, moment, epoch = monotonic(), time(), self._near.epoch
         fresh, now = _moments(int(moment))
         lease = self._leases.get(subject)
-        wanted = self._wanted(lease, asked_at)
+        # A permit at hand is used up first: callers whose requests always ask would else heap up what nobody uses.
+        used = None if lease is None else lease.use(asked_at)
+        wanted = self._wanted(lease, asked_at) if used is None else 0
         keys = [names.session, names.positions, names.limit]
         aside: asyncio.Future[Any] | None = None
-        try:
+        answer: Any = None
+        with suppress(RedisDown):
             if value is not None:
                 if self._together:
                     keys.append(value)
                 else:
                     aside = self._values.ask(value, "GET", value)
-            answer: Any = await self._pipe.run(self._script, keys, (self._idle, fresh, now, wanted))
-        except RedisDown:
-            return None
+            answer = await self._pipe.run(self._script, keys, (self._idle, fresh, now, wanted))
         if not answer:
+            if lease is not None and used is not None:
+                lease.permits += 1
             return None
         raw, permits, remaining, left, held, reached = answer
         if aside is not None:
             with suppress(RedisDown):  # then it is not there
                 held = await aside
         session = load(names.profile_id, names.key, raw)
+        self._near.keep(names.session, session, epoch, min(KEPT_SECONDS, session.expires_at.timestamp() - moment))
+        if lease is not None and used is not None:
+            lease.remaining = remaining
+            return Admission(session, used, held, reached)
         policy = self._tiers.get(session.tier, self._default)
         if not permits:
             RATE_LIMITED.labels(policy.name).inc()
@@ -201,14 +208,11 @@ class Admissions:
         ends = asked_at + left / 1000
         added = self._leases.get(subject)  # others of the same caller may have taken some meanwhile
         kept = added.permits if added is not None and added.ends > asked_at and added.policy == policy else 0
-        made = _Lease(policy, permits + kept, remaining, ends, asked_at, wanted)
-        verdict = made.use(asked_at)
-        self._leases[subject] = made
+        self._leases[subject] = _Lease(policy, permits + kept - 1, remaining, ends, asked_at, wanted)
         self._leases.move_to_end(subject)
         if len(self._leases) > MOST_LEASES:
             self._leases.popitem(last=False)
-        seconds = min(KEPT_SECONDS, session.expires_at.timestamp() - moment)
-        self._near.keep(names.session, session, epoch, seconds)
+        verdict = Verdict(policy, allowed=True, remaining=remaining + permits + kept - 1, reset=_ceil(left / 1000))
         return Admission(session, verdict, held, reached)
 
     def _wanted(self, lease: _Lease | None, now: float) -> int:
