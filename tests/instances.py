@@ -47,12 +47,12 @@ class Instance:
 
 
 async def command(
-    cluster: Cluster, *arguments: str, output: Any = None, **environment: str
+    cluster: Cluster, *arguments: str, output: Any = None, tree: Path = CHECKOUT, **environment: str
 ) -> asyncio.subprocess.Process:
-    """Start `scaleout` with these arguments in the cluster's environment."""
+    """Start `scaleout` of the code in `tree` with these arguments in the cluster's environment."""
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "app.cli", *arguments),
-        cwd=CHECKOUT,
+        cwd=tree,
         env=cluster.environment | {"PATH": os.environ["PATH"]} | environment,
         stdout=output,
         stderr=output,
@@ -64,15 +64,14 @@ async def new_instance(cluster: Cluster, tmp_path: Path) -> AsyncIterator[Callab
     """Start instances; what still runs is killed at the end."""
     made: list[Instance] = []
 
-    async def make(**environment: str) -> Instance:
+    async def make(tree: Path = CHECKOUT, **environment: str) -> Instance:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         log = tmp_path / f"{port}.log"
         with log.open("wb") as output:
-            process = await command(
-                cluster, "api", "--port", str(port), INSTANCE=f"extra-{port}", output=output, **environment
-            )
+            own = environment | {"INSTANCE": f"extra-{port}"}
+            process = await command(cluster, "api", "--port", str(port), output=output, tree=tree, **own)
         client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=15)
         instance = Instance(process, client, log)
         made.append(instance)

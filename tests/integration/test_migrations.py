@@ -1,6 +1,7 @@
-"""Migrations: from nothing to the models, several at once without harm, and back."""
+"""Migrations: from nothing to the models, several at once without harm, only adding, and back."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 
 import asyncpg
@@ -9,7 +10,7 @@ from alembic import command
 from conftest import settings_from, until
 from engines import WORDS, ask
 from quiet import database_on, environment_of
-from sqlalchemy import Connection
+from sqlalchemy import Connection, event
 
 from app.core.settings import Settings
 from app.domain.tables import metadata
@@ -77,6 +78,32 @@ async def test_a_run_waits_for_one_that_is_under_way_and_a_further_one_finds_not
 
 async def test_a_database_that_is_not_migrated_is_known_as_such(empty: Settings) -> None:
     assert not await runner._on(empty.database.shards[0].primary, runner.current)
+
+
+@pytest.mark.sabotage(
+    path="migrations/versions/0008_products_by_category.py",
+    take_out='    op.create_index("ix_products_category", "products", ["category"])\n',
+    put='    op.create_index("ix_products_category", "products", ["category"])\n'
+    '    op.alter_column("products", "description", new_column_name="about")\n'
+    '    op.alter_column("products", "about", new_column_name="description")\n',
+)
+async def test_migrations_only_add_so_that_old_code_runs_on(empty: Settings) -> None:
+    said: list[str] = []
+
+    def upgrade(connection: Connection) -> None:
+        event.listen(connection, "before_cursor_execute", lambda *told: said.append(" ".join(told[2].split())))
+        runner._upgrade(connection)
+
+    await runner._on(empty.database.shards[0].primary, upgrade)
+    changes = [statement for statement in said if statement.startswith(("ALTER", "CREATE", "DROP"))]
+    assert len(changes) > 20
+    # What old code writes lacks a new column, and what it reads must keep its name and its type.
+    assert [
+        statement
+        for statement in changes
+        if re.search(r"^DROP (TABLE|INDEX)|DROP COLUMN|RENAME|ALTER COLUMN|MODIFY|CHANGE ", statement)
+        or (" ADD COLUMN " in statement and "NOT NULL" in statement and "DEFAULT" not in statement)
+    ] == []
 
 
 async def test_every_step_can_be_taken_back(empty: Settings) -> None:
