@@ -1,5 +1,6 @@
 """Bad input of every kind is a 4xx problem that names the field, never a 500, and nothing is written."""
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -353,3 +354,35 @@ async def test_a_bad_change_names_the_field_and_changes_nothing(
 async def test_a_bad_product_names_the_field(admin: Customer, fields: dict[str, Any], pointers: list[str]) -> None:
     body = {"sku": "X-1", "name": "X", "category": "x", "price": {"amount": 1, "currency": "EUR"}} | fields
     check_problem(await admin.client.post("/api/v1/products", json=body), 422, "invalid", *pointers)
+
+
+async def test_no_address_that_a_caller_writes_is_called(new_customer: Make, new_product: Any) -> None:
+    calls: list[object] = []
+
+    def called(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        calls.append(writer.get_extra_info("peername"))
+        writer.close()
+
+    async with await asyncio.start_server(called, "127.0.0.1", 0) as ours:
+        host = f"127.0.0.1:{ours.sockets[0].getsockname()[1]}"
+        url = f"http://{host}/called"
+        customer = await new_customer(
+            name=url, bio=url, attributes={"website": url, "callback_url": url, "avatar": url}
+        )
+        product = await new_product(name=url, description=url, attributes={"image": url})
+        headers = {"X-Forwarded-Host": host, "Forwarded": f"host={host}", "Referer": url, "X-Callback-Url": url}
+        placed = await customer.client.post(
+            "/api/v1/orders",
+            json={"items": [{"product_id": product["id"], "quantity": 1}], "payment_method": "tok_ok"},
+            headers=headers | {"Idempotency-Key": host},
+        )
+        # Through every step that calls somebody: the payment, the invoice in the storage, the mail.
+        await customer.invoiced(placed.raise_for_status().json()["id"])
+        path = f"/api/v1/profiles/{customer.profile['id']}/avatar"
+        announced = {"content_type": "image/png", "size": 100}
+        upload = await customer.client.put(path, json=announced, headers=headers | {"Host": host})
+        assert host not in upload.raise_for_status().json()["upload_url"]
+        refused = await customer.client.put(path, json=announced | {"url": url}, headers=headers)
+        check_problem(refused, 422, "invalid", "/url")
+        (await customer.client.get("/api/v1/products/search", params={"q": url})).raise_for_status()
+        assert calls == []
