@@ -21,9 +21,9 @@ PASSWORD = "a long enough pass phrase"  # noqa: S105 - of customers that are gon
 ADMIN = {"email": "admin@example.com", "password": "correct horse battery"}
 API = "/api/v1"
 AUTHORS, BUYERS, VISITORS = 3, 2, 2
-# Seconds between an answer and the next request of a session. With it the ten sessions ask some 70 times a second
+# Seconds between an answer and the next request of a session. With it the ten sessions ask some 40 times a second
 # together: enough to meet every moment of a fault, little enough that a laptop's cores are idle most of the time.
-LEAST_PAUSE, LONGEST_PAUSE = 0.05, 0.2
+LEAST_PAUSE, LONGEST_PAUSE = 0.1, 0.3
 # Of what a buyer does, so much is to place an order: a worker has six tasks for each, and the rest is following them.
 ORDERS = 0.3
 # Longer than anybody behind lets a client wait (NGINX gives up after 15 s), so that every answer is seen.
