@@ -18,7 +18,7 @@ unexport UV_CACHE_DIR
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run stop down status test test-mysql test-failure check prove load bench bench-reads bench-relay bench-orders bench-saga demo failure-table chaos clean
+.PHONY: help setup run stop down status test test-mysql test-failure check audit prove load bench bench-reads bench-relay bench-orders bench-saga bench-overload demo failure-table chaos clean
 .SILENT:
 # Half a virtual environment must not look like a whole one.
 .DELETE_ON_ERROR:
@@ -65,6 +65,10 @@ check: $(STAMP) ## Lint, format, types, import order, claims, migrations, manife
 	echo "migrations"; $(BIN)/python -m app.cli migrate --check
 	echo "deployments"; said=$$($(BIN)/python -m pytest -q --no-header $(DEPLOYMENTS)) || { echo "$$said"; exit 1; }
 
+audit: $(STAMP) ## The locked packages against the database of known vulnerabilities, where that can be reached
+	$(BIN)/uv sync --frozen --quiet --inexact --group audit
+	$(BIN)/python .ci/audit.py
+
 prove: $(STAMP) ## Each claim's test as it is, then with its feature taken out (CLAIM=part of a test's name)
 	$(BIN)/python tests/prove.py $(CLAIM)
 
@@ -85,6 +89,9 @@ bench-relay: $(STAMP) ## The relay on one core, with a backlog of 100 and of 10,
 
 bench-orders: $(STAMP) ## What accepting an order costs, against a bare program that writes the same rows
 	$(BIN)/python -m loadtests.bench.orders
+
+bench-overload: $(STAMP) ## What an instance still does when three times as much is asked of it as it can do
+	$(BIN)/python -m loadtests.bench.overload
 
 demo: $(STAMP) ## Break one thing after the other in front of you, with live clients, in under 3 minutes
 	exec $(BIN)/scaleout demo
