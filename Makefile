@@ -52,7 +52,8 @@ test-failure: $(STAMP) ## The failure tests in their long form: every fault, 200
 
 test-mysql: $(STAMP) ## The tests of what talks to a database, on the machine's MariaDB instead of PostgreSQL
 	$(BIN)/python -m deploy.local.mariadb && TEST_DATABASE=mariadb $(BIN)/python -m pytest \
-	  tests/integration tests/api tests/failure/test_read_your_writes.py tests/failure/test_deaths.py
+	  tests/integration tests/api tests/failure/test_read_your_writes.py tests/failure/test_deaths.py \
+	  tests/failure/test_promotion.py
 
 # What can be known of a deployment without one.
 DEPLOYMENTS := $(addprefix tests/deploy/test_,manifests.py overlay_connections.py autoscaler.py nginx_template.py terraform.py)

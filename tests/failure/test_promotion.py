@@ -6,18 +6,16 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
-import asyncpg
 import httpx
 import pytest
 from conftest import ENVIRONMENT, PASSWORD, until
+from engines import DATABASE
+from promoting import Promotion
 
 from deploy.local.cluster import Cluster
 from deploy.local.programs import Sizes
-
-pytestmark = pytest.mark.postgresql("promoting is each engine's own; the election is the same code")
 
 INSTANCES = ("api-1", "api-2")
 REPLICAS = ("replica-1", "replica-2")
@@ -35,20 +33,12 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         tmp_path_factory.mktemp("shard"),
         sizes=Sizes(kinds=kinds),
         environment=ENVIRONMENT | CHEAP | unused,
+        database=DATABASE,
         seed=False,
     )
     running.up()
     yield running
     running.down(wipe=True)
-
-
-async def ask(shard: Cluster, node: str, statement: str, *arguments: Any) -> Any:
-    """Run a statement as superuser on a server and return its value."""
-    connection = await asyncpg.connect(shard.process(node).address)
-    try:
-        return await connection.fetchval(statement, *arguments)
-    finally:
-        await connection.close()
 
 
 @dataclass
@@ -124,19 +114,6 @@ async def authors(shard: Cluster, count: int) -> AsyncIterator[list[Author]]:
             await client.aclose()
 
 
-async def wait_for_a_replica(shard: Cluster, primary: str, *replicas: str) -> None:
-    """Have every commit of `primary` wait until one of the replicas has it on its disk."""
-    names = ", ".join(f'"{name}"' for name in replicas)
-    await ask(shard, primary, f"ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 ({names})'")
-    await ask(shard, primary, "SELECT pg_reload_conf()")
-
-    async def synchronous() -> bool:
-        found = await ask(shard, primary, "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'quorum'")
-        return bool(found == len(replicas))
-
-    await until(synchronous)
-
-
 @pytest.mark.sabotage(
     path="app/scaling/replicas.py",
     take_out="        self.primary = best\n",
@@ -145,7 +122,8 @@ async def wait_for_a_replica(shard: Cluster, primary: str, *replicas: str) -> No
 async def test_a_promoted_replica_takes_the_writes_within_seconds_and_no_acknowledged_one_is_missing(
     shard: Cluster,
 ) -> None:
-    await wait_for_a_replica(shard, "primary", *REPLICAS)
+    servers = Promotion(shard)
+    await servers.wait_for_a_replica("primary", *REPLICAS)
     stop, seen = asyncio.Event(), list[int]()
     async with authors(shard, 6) as (reader, *writers), asyncio.TaskGroup() as load:
         load.create_task(reader.read_until(stop, seen))
@@ -158,37 +136,31 @@ async def test_a_promoted_replica_takes_the_writes_within_seconds_and_no_acknowl
         await until(everybody_writes_through_every_instance, monotonic())
         shard.kill("primary", signal.SIGKILL)
         await asyncio.to_thread(shard.stop, "primary")
-        received = {name: await ask(shard, name, "SELECT pg_last_wal_receive_lsn() - '0/0'") for name in REPLICAS}
+        received = {name: await servers.received(name) for name in REPLICAS}
         # The one that has the most has all that was acknowledged: each commit is on one of them at least.
         promoted, other = sorted(REPLICAS, key=lambda name: received[name], reverse=True)
-        assert await ask(shard, promoted, "SELECT pg_promote()")
+        await servers.promote(promoted)
         since = monotonic()
         await until(everybody_writes_through_every_instance, since, seconds=5)
 
         # The other replica follows the new primary, and takes reads again that must see what was written since.
-        slot = other.replace("-", "_")
-        await ask(shard, promoted, "SELECT pg_create_physical_replication_slot($1)", slot)
-        port = (shard.process(promoted).address or "").rpartition(":")[2].partition("/")[0]
-        conninfo = await ask(shard, other, "SHOW primary_conninfo")
-        before = (shard.process("primary").address or "").rpartition(":")[2].partition("/")[0]
-        conninfo = conninfo.replace(f"port={before}", f"port={port}")
-        await ask(shard, other, f"ALTER SYSTEM SET primary_conninfo = '{conninfo}'")
-        await ask(shard, other, "SELECT pg_reload_conf()")
+        await servers.follow(other, promoted, "primary")
 
         async def answered_by_the_other() -> bool:
             found = await writers[0].clients["api-1"].get("/api/v1/profiles/me")
             return f'db;desc="{other}"' in found.headers["server-timing"]
 
-        await wait_for_a_replica(shard, promoted, other)
+        await servers.wait_for_a_replica(promoted, other)
         await until(answered_by_the_other)
 
-        # The old primary comes back as if nothing had happened. Nobody writes to it: its history is the older one.
+        # The old primary comes back as if nothing had happened. Nobody writes to it.
         await asyncio.to_thread(shard.start, "primary")
         await until(everybody_writes_through_every_instance, monotonic())
         stop.set()
     assert set(seen) == {200}
     assert [writer.stale for writer in writers] == [[]] * len(writers)
     for writer in writers:
+        owner = (UUID(writer.profile_id),)
         version = "SELECT version FROM profiles WHERE profile_id = $1"
-        assert await ask(shard, promoted, version, writer.profile_id) >= writer.acknowledged
-        assert await ask(shard, "primary", version, writer.profile_id) < writer.acknowledged
+        assert await servers.value(promoted, version, arguments=owner) >= writer.acknowledged
+        assert await servers.value("primary", version, arguments=owner) < writer.acknowledged
