@@ -379,6 +379,8 @@ def _contradictions(found: dict[str, Any]) -> list[str]:
     if len({url.startswith("postgresql:") for url in urls}) > 1:
         name = "SHARDS" if database.shard_list else "REPLICA_URLS"
         problems.append(f"{name}: names servers of two engines; all must be PostgreSQL, or all MariaDB")
+    if database.spread == "citus" and (database.shard_list or not urls[0].startswith("postgresql:")):
+        problems.append("DATABASE_SPREAD: Citus spreads one PostgreSQL database itself; leave SHARDS out")
     redis: RedisSettings = found["redis"]
     if redis.broker_url is None and redis.address.deployment is not Deployment.SERVER:
         problems.append("REDIS_BROKER_URL: is missing: the broker must be one server, redis://, when REDIS_URL is not")

@@ -5,7 +5,7 @@ long as a letter is open, nothing of its message is purged.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -82,10 +82,7 @@ class DeadLetters:
         Raises:
             NotFound: if there is none.
         """
-        row = await self._database.reader(letter_id, newest=True).first(_LETTERS.where(dead_letters.c.id == letter_id))
-        if row is None:
-            raise NotFound("There is no such dead letter.")
-        return _letter(row)
+        return _letter(await self._row(letter_id))
 
     async def replay(self, letter_id: UUID) -> DeadLetter:
         """Send the task once more, with all its tries, and close the letter; another failure is another letter.
@@ -95,8 +92,11 @@ class DeadLetters:
             Conflict: `already_replayed`, if it is closed.
         """
         now = datetime.now(UTC)
+        # Whose it is, without a lock: what is locked must be named by its whole key, or Citus refuses.
+        found = await self._row(letter_id)
+        letter = (dead_letters.c.profile_id == found.profile_id, dead_letters.c.id == letter_id)
         async with self._database.writer(letter_id) as writer:
-            row = await writer.first(select(dead_letters).where(dead_letters.c.id == letter_id).with_for_update())
+            row = await writer.first(select(dead_letters).where(*letter).with_for_update())
             if row is None:
                 raise NotFound("There is no such dead letter.")
             if row.replayed_at is not None:
@@ -112,12 +112,8 @@ class DeadLetters:
                 )
             )
             await writer.run(update(outbox).where(*message).values(due_at=now, done_at=None, failures=failures))
-            await writer.run(
-                update(dead_letters)
-                .where(dead_letters.c.profile_id == row.profile_id, dead_letters.c.id == letter_id)
-                .values(replayed_at=now)
-            )
-        return await self.get(letter_id)
+            await writer.run(update(dead_letters).where(*letter).values(replayed_at=now))
+        return replace(_letter(found), replayed_at=now)
 
     async def replay_all(self, told: Callable[[DeadLetter], None]) -> int:
         """Replay every letter that is open now, tell of each, and return how many there were."""
@@ -132,6 +128,12 @@ class DeadLetters:
             cursor = page.next_cursor
             if cursor is None:
                 return count
+
+    async def _row(self, letter_id: UUID) -> Row[Any]:
+        row = await self._database.reader(letter_id, newest=True).first(_LETTERS.where(dead_letters.c.id == letter_id))
+        if row is None:
+            raise NotFound("There is no such dead letter.")
+        return row
 
 
 def _newest_first(letter: DeadLetter) -> int:

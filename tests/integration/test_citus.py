@@ -4,34 +4,33 @@ Citus itself is not installed here. What it asks of a schema and of statements i
 key, and every statement on such a table names it, except those that are meant for all shards and are listed.
 """
 
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import timedelta
-from typing import Any
-from uuid import uuid4
+from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
+from apart import apart_from
 from halves import Halves
-from sqlalchemy import Connection, UniqueConstraint, event, text
+from sagas import STOCK, Shop
+from spreading import SPREAD, about_shards, strays
+from sqlalchemy import Connection, UniqueConstraint, text
 from sqlalchemy.ext.asyncio import create_async_engine
+from wiretap import Wire
 
 from app.core.settings import SettingsError
-from app.domain.profiles.rules import NewProfile
 from app.domain.tables import metadata
-from app.scaling import dialect, outbox
+from app.scaling import dialect
+from app.scaling.outbox import backlog
+from app.wiring import open_resources
+from deploy.local.cluster import Cluster
 from migrations import citus
+from workers.task import Outcome
+from workers.tasks import CHORES
+from workers.tasks.upkeep import attend
 
 pytest_plugins = ("halves", "quiet")
 pytestmark = pytest.mark.postgresql("Citus is an extension of it")
 
-PASSWORD = "a long enough pass phrase"
-SPREAD = {table.name: table for table in metadata.sorted_tables if "profile_id" in table.primary_key.columns}
-# Statements that go over all profiles of a shard, by how they begin or what they ask for.
-FOR_ALL = (
-    re.compile(r"FROM profiles\s+WHERE profiles\.erased_at IS NULL"),  # GET /profiles
-    re.compile(r"FROM outbox\s+WHERE outbox\.due_at <="),  # the relay's claim
-)
+LET_TIME_PASS = "UPDATE outbox SET due_at=now()"  # what of it all the test itself sends
 
 
 def test_the_column_is_in_every_unique_key_of_every_table_of_a_shard() -> None:
@@ -43,66 +42,39 @@ def test_the_column_is_in_every_unique_key_of_every_table_of_a_shard() -> None:
         assert not table.foreign_keys, table.name
 
 
-@contextmanager
-def heard(halves: Halves) -> Iterator[list[str]]:
-    """Collect every statement that an instance sends to either shard."""
-    statements: list[str] = []
-
-    def hear(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        statements.append(statement)
-
-    engines = [
-        engine.sync_engine
-        for shard in halves.one.database.shards
-        for node in shard.replicas.nodes
-        for engine in (node.engine, node.writes)
-    ]
-    for engine in engines:
-        event.listen(engine, "before_cursor_execute", hear)
-    yield statements
-    for engine in engines:
-        event.remove(engine, "before_cursor_execute", hear)
+@pytest.fixture
+async def tapped(cluster: Cluster) -> AsyncIterator[tuple[Shop, set[str]]]:
+    """A shop whose process says that Citus spreads its tables, and what it sends to the database."""
+    async with apart_from(cluster) as apart:
+        (only,) = apart.settings.database.shards
+        async with Wire.to(only.primary) as wire:
+            behind = only.model_copy(update={"primary": wire.instead_of(only.primary)})
+            database = apart.settings.database.model_copy(update={"shards": (behind,), "spread": "citus"})
+            async with open_resources(apart.settings.model_copy(update={"database": database})) as resources:
+                yield await Shop(replace(apart, resources=resources), cluster).open(), wire.statements
 
 
-def names_the_profile(statement: str) -> bool:
-    """Return whether a statement is about one profile, or writes rows that say whose they are."""
-    into = re.match(r"INSERT INTO \w+ \(([^)]*)\)", statement)
-    if into:
-        return "profile_id" in into[1]
-    where = statement.partition("WHERE")[2]
-    return bool(re.search(r"profile_id\b[^=<>]{0,40}(=|IN)", where))
-
-
-async def test_every_statement_on_a_table_of_a_shard_names_the_profile(halves: Halves) -> None:
-    email = f"{uuid4().hex}@example.com"
-    one = halves.one
-    with heard(halves) as statements:
-        profile = await one.profiles.sign_up(NewProfile(email, PASSWORD, "Somebody"))
-        signed_in = await one.sessions.sign_in(email, PASSWORD, "browser")
-        await one.redis.client.flushdb()
-        assert await one.sessions.find(signed_in.token)
-        await one.profiles.public(profile.id)
-        await one.profiles.own(profile.id)
-        await one.profiles.change(profile.id, 1, {"bio": "x"})
-        await one.cache.page(one.profiles.listed(None, None, 5, None))
-        await one.orders.listed(profile.id, 5, None)
-        await one.sessions.listed(profile.id)
-        for shard in (0, 1):
-            async with one.database.writer_of(shard) as writer:
-                messages = await outbox.claim(writer, batch=10_000, lease=timedelta(seconds=1))
-                await outbox.finish(writer, messages[:1])
-        await one.profiles.erase(profile.id, 2)
-        await one.sessions.end_all(profile.id)
-        await one.directory.sweep()
-    touched = re.compile(rf"\b({'|'.join(SPREAD)})\b")
-    about_shards = [statement for statement in statements if touched.search(statement)]
-    assert len(about_shards) > 10
-    strays = [
-        statement
-        for statement in about_shards
-        if not names_the_profile(statement) and not any(known.search(statement) for known in FOR_ALL)
-    ]
-    assert strays == []
+@pytest.mark.sabotage(path="app/scaling/database/writer.py", take_out='self._settings.spread == "none" and ', put="")
+async def test_every_statement_of_an_order_and_of_upkeep_names_the_profile(tapped: tuple[Shop, set[str]]) -> None:
+    shop, statements = tapped
+    for method in ("tok_ok", "tok_declined", "tok_lost"):
+        await shop.order(2, 3, method=method)
+        await shop.order(STOCK + 1, method=method)
+        await shop.drain()
+    for steps in range(4):
+        order = await shop.order(2)
+        for _ in range(steps):
+            await shop.step()
+        await shop.apart.resources.orders.cancel(order.profile_id, order.id)
+        await shop.drain()
+    async with shop.apart.resources.database.writer() as writer:
+        await backlog(writer)
+    for chore in CHORES:
+        assert await attend(chore, shop.apart.resources) is Outcome.DONE
+    sent = [statement for statement in about_shards(statements) if not statement.startswith(LET_TIME_PASS)]
+    assert {name for name in SPREAD if any(f" {name} " in statement for statement in sent)} == set(SPREAD)
+    assert strays(sent) == []
+    assert [statement for statement in sent if statement.startswith("WITH")] == []
 
 
 @pytest.mark.sabotage(

@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 from fastapi.routing import iter_route_contexts
+from spreading import strays
 from sqlalchemy import insert, select, update
 from wiretap import Wire
 
@@ -244,7 +245,8 @@ async def cancel_order(shop: Shop) -> Asked:
 async def invoice(shop: Shop) -> Asked:
     order = await shop.new_order()
     async with shop.resources.database.writer(UUID(order)) as writer:
-        await writer.run(update(orders).where(orders.c.id == UUID(order)).values(invoice_key="invoices/x.pdf"))
+        mine = (orders.c.profile_id == UUID(shop.profile["id"]), orders.c.id == UUID(order))
+        await writer.run(update(orders).where(*mine).values(invoice_key="invoices/x.pdf"))
     return "GET", f"/orders/{order}/invoice", shop.customer, {}
 
 
@@ -328,3 +330,14 @@ async def test_an_order_that_is_sent_again_changes_nothing_and_is_replayed(shop:
     first = await shop.send("POST", "/orders", shop.customer, **sent)
     again = await shop.send("POST", "/orders", shop.customer, **sent)
     assert (again.content, again.headers["idempotent-replayed"]) == (first.content, "true")
+
+
+@pytest.mark.sabotage(
+    path="app/scaling/deadletters.py",
+    take_out="select(dead_letters).where(*letter).with_for_update()",
+    put="select(dead_letters).where(dead_letters.c.id == letter_id).with_for_update()",
+)
+async def test_every_statement_of_every_route_names_the_profile_or_is_meant_for_all(shop: Shop) -> None:
+    for ask in SCENARIOS.values():
+        await shop.round_trips(*await ask(shop))
+    assert strays(shop.wire.statements) == []

@@ -1,4 +1,4 @@
-"""A proxy in front of PostgreSQL that counts what clients send: the round trips themselves, not what a driver reports.
+"""A proxy in front of PostgreSQL that notes what clients send: round trips and statements, whatever a driver reports.
 
 It forwards every byte as it is. (PYTEST_DONT_REWRITE: nothing is asserted here.)
 """
@@ -13,10 +13,16 @@ from urllib.parse import urlsplit
 
 @dataclass
 class Wire:
-    """A proxy in front of a node that notes the type of every message that clients send (PostgreSQL's protocol)."""
+    """A proxy in front of a node, in PostgreSQL's protocol.
+
+    Attributes:
+        sent: how many messages of each type clients have sent.
+        statements: the texts that they have sent, each once, however often it is run.
+    """
 
     port: int
     sent: Counter[str] = field(default_factory=Counter)
+    statements: set[str] = field(default_factory=set)
 
     @classmethod
     @asynccontextmanager
@@ -51,7 +57,7 @@ class Wire:
 
     async def _requests(self, client: asyncio.StreamReader, node: asyncio.StreamWriter) -> None:
         first = True
-        with suppress(asyncio.IncompleteReadError):
+        with suppress(asyncio.IncompleteReadError, ConnectionResetError):
             while True:
                 kind = b"" if first else await client.readexactly(1)
                 length = await client.readexactly(4)
@@ -59,12 +65,17 @@ class Wire:
                 # The first message has no type, and a client may ask for TLS with 80877103 before it.
                 first = first and int.from_bytes(body[:4]) == 80877103
                 self.sent[kind.decode()] += 1
+                if kind == b"P":  # parse: a name, the text, the types of its parameters
+                    self.statements.add(body.split(b"\0")[1].decode())
+                elif kind == b"Q":
+                    self.statements.add(body.rstrip(b"\0").decode())
                 node.write(kind + length + body)
                 await node.drain()
         node.close()
 
     async def _answers(self, node: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
-        while data := await node.read(65536):
-            client.write(data)
-            await client.drain()
+        with suppress(ConnectionResetError):
+            while data := await node.read(65536):
+                client.write(data)
+                await client.drain()
         client.close()

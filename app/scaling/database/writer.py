@@ -31,10 +31,13 @@ from app.scaling.sharding import ShardMap
 class Writer:
     """One transaction on a primary. Do not build one, and do not commit: `async with database.writer(...)` does."""
 
-    def __init__(self, connection: AsyncConnection, shard: int, places: ShardMap, *, url: str, at_once: bool) -> None:
+    def __init__(
+        self, connection: AsyncConnection, shard: int, places: ShardMap, *, url: str, together: bool, at_once: bool
+    ) -> None:
         self._connection = connection
         self._places = places
         self._url = url
+        self._together = together
         self._at_once = at_once
         self.shard = shard
         # What reads must have reached to see it: nothing until the commit begins, and all there is until its end is
@@ -56,7 +59,7 @@ class Writer:
 
         It waits for a transaction that is inserting the same key.
         """
-        statement = dialect.insert_together(self._url, first, others)
+        statement = dialect.insert_together(self._url, first, others) if self._together else None
         if statement is not None:
             return await self._insert_together(statement)
         inserted = await self.run(dialect.insert_ignore(first.table), first.values)
@@ -107,7 +110,7 @@ class Transactions:
     """Opens transactions on the primaries.
 
     Args:
-        settings: how long a connection is waited for, and how much lag a replica may have.
+        settings: how long a connection is waited for, how much lag a replica may have, and who spreads the tables.
         live_map: is told of a shard that refuses a row, because it is or goes elsewhere.
     """
 
@@ -122,10 +125,12 @@ class Transactions:
         async with AsyncExitStack() as stack:
             try:
                 connection = await self._connect(node, stack)
-                at_once = at_once and dialect.inserts_together(node.url)
+                # Citus finds no node for a statement that inserts into several tables what it reads from a parameter.
+                together = self._settings.spread == "none" and dialect.inserts_together(node.url)
+                at_once = at_once and together
                 if at_once:  # each statement commits by itself then; to say so asks nobody
                     await connection.execution_options(isolation_level="AUTOCOMMIT")
-                writer = Writer(connection, shard.number, places, url=node.url, at_once=at_once)
+                writer = Writer(connection, shard.number, places, url=node.url, together=together, at_once=at_once)
                 async with connection.begin():
                     yield writer
                     writer.position = NEWEST
