@@ -171,25 +171,23 @@ class Mover:
         return places.in_phase(ends.move, Phase.HOLDING)
 
     async def _switch(self, ends: _Ends, places: ShardMap) -> ShardMap:
+        # All of it again if a mover died after the handing over: nobody has written at either end since.
         place = ends.move.place
-        if not await self._handed_over(ends):
-            await asyncio.sleep(GRACE)
-            await _fence(ends.source, place, "held", seconds=HOLD)
-            await _wait_for_writers(ends.source, HOLD)
-            while await self._catch_up(ends):
-                pass
-            await ends.target.execute(
-                "DELETE FROM shard_fences WHERE logical BETWEEN $1 AND $2", place.first, place.last
+        await asyncio.sleep(GRACE)
+        await _fence(ends.source, place, "held", seconds=HOLD)
+        await _wait_for_writers(ends.source, HOLD)
+        while await self._catch_up(ends):
+            pass
+        await ends.target.execute("DELETE FROM shard_fences WHERE logical BETWEEN $1 AND $2", place.first, place.last)
+        async with ends.source.transaction():
+            closed = await ends.source.fetch(
+                "UPDATE shard_fences SET state = 'closed', until = NULL WHERE logical BETWEEN $1 AND $2 "
+                "AND state = 'held' AND until > clock_timestamp() RETURNING logical",
+                place.first,
+                place.last,
             )
-            async with ends.source.transaction():
-                closed = await ends.source.fetch(
-                    "UPDATE shard_fences SET state = 'closed', until = NULL WHERE logical BETWEEN $1 AND $2 "
-                    "AND state = 'held' AND until > clock_timestamp() RETURNING logical",
-                    place.first,
-                    place.last,
-                )
-                if len(closed) != place.last - place.first + 1:
-                    raise HoldLost("the hold ran out")
+            if len(closed) != place.last - place.first + 1:
+                raise HoldLost("the hold ran out")
         return places.switched(ends.move, await dialect.commit_position(ends.target))
 
     async def _clear(self, ends: _Ends, places: ShardMap) -> ShardMap:
@@ -214,16 +212,6 @@ class Mover:
                     await _pipe(ends, table, select(table).where(_of(table, changed)))
         await ends.source.execute("DELETE FROM shard_changes WHERE id = ANY($1)", [row["id"] for row in noted])
         return len(changed)
-
-    async def _handed_over(self, ends: _Ends) -> bool:
-        """Return whether a mover that died has handed the range over and only not written it into the map."""
-        place = ends.move.place
-        closed = await ends.source.fetchval(
-            "SELECT count(*) FROM shard_fences WHERE state = 'closed' AND logical BETWEEN $1 AND $2",
-            place.first,
-            place.last,
-        )
-        return int(closed) == place.last - place.first + 1
 
     async def _read(self, catalog: asyncpg.Connection) -> ShardMap:
         row = await catalog.fetchrow(_sql(select(shard_map)))

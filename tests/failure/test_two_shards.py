@@ -200,8 +200,8 @@ async def sold_more(shoppers: list[Shopper]) -> None:
 
 @pytest.mark.sabotage(
     path="app/scaling/mover.py",
-    take_out="            while await self._catch_up(ends):\n",
-    put="            while False:\n",
+    take_out="        while await self._catch_up(ends):\n",
+    put="        while False:\n",
 )
 @pytest.mark.sabotage(
     path="migrations/fence.py",
