@@ -413,12 +413,15 @@ def _reloading(command: str, *, reload: bool) -> None:
 @contextmanager
 def _cluster_errors() -> Iterator[None]:
     """Say what is wrong with the cluster in a sentence, without a traceback."""
+    from app.core.errors import ServiceError  # noqa: PLC0415
     from deploy.local import ClusterError  # noqa: PLC0415
 
     try:
         yield
     except ClusterError as error:
         _fail(str(error))
+    except ServiceError as error:
+        _fail(error.detail)
     except ModuleNotFoundError as error:
         _fail(f"The Python package {error.name} is not installed here; `make setup` installs all.")
     except OSError as error:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from alembic import command
 from alembic.autogenerate import compare_metadata
@@ -19,7 +20,8 @@ from sqlalchemy import Connection, false, insert, or_, select
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from app.core.settings import Settings, SettingsError
+from app.core.errors import Unavailable
+from app.core.settings import DatabaseSettings, Settings, SettingsError
 from app.domain.profiles.tables import profiles
 from app.domain.tables import metadata
 from app.scaling import dialect
@@ -31,6 +33,7 @@ from migrations import citus
 FOLDER = Path(__file__).parent
 # Any number that nothing else in the database uses for an advisory lock: "scaleout" in base 36, cut to 63 bits.
 LOCK = 2_200_371_428_573
+GREETING_SECONDS = 10.0  # a server that has just been started is slow
 MIGRATION_SECONDS = 300  # an index on a big table takes longer than any request may
 
 
@@ -46,11 +49,13 @@ def upgrade(settings: Settings) -> None:
     """Bring every shard to the newest schema, and write down where everything is if that is not written down yet.
 
     Raises:
-        OSError, SQLAlchemyError: a shard cannot be reached or refuses a step; it is as it was before that step.
+        Unavailable: a shard cannot be reached, or is of an engine that the service does not run on.
+        OSError, SQLAlchemyError: a shard refuses a step, or is lost in it; it is as it was before that step.
         SettingsError: the settings name fewer shards than hold something, or put elsewhere what is there already.
     """
     shards = settings.database.shards
     for shard in shards:
+        asyncio.run(_greet(shard.primary))
         asyncio.run(_on(shard.primary, _upgrade))
         if settings.database.spread == "citus":
             asyncio.run(_on(shard.primary, _distribute))
@@ -82,6 +87,17 @@ def is_behind(step: str) -> bool:
         return True
     known = {revision.revision for revision in ScriptDirectory.from_config(configuration()).walk_revisions()}
     return step in known and step != head()
+
+
+async def _greet(url: str) -> None:
+    patient = DatabaseSettings(connect_timeout=GREETING_SECONDS)
+    try:
+        dialect.cut(await dialect.connect(url, patient, GREETING_SECONDS, name="migrations"))
+    except dialect.ERRORS as error:
+        parts = urlsplit(url)
+        where = f"The database at {parts.hostname}:{parts.port}" if parts.port else f"The database at {parts.hostname}"
+        words = error.args[-1] if error.args else "it does not answer in time"
+        raise Unavailable(f"{where} cannot be used: {words}", code="database_down") from error
 
 
 async def _on(url: str, work: Callable[[Connection], Any]) -> Any:

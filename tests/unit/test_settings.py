@@ -165,3 +165,16 @@ def test_servers_of_two_engines_are_refused(environment: Callable[..., None]) ->
     environment(DATABASE_URL="mariadb://u:p@db/x", REPLICA_URLS="postgresql://u:p@r1/x")
     with pytest.raises(SettingsError, match="REPLICA_URLS: names servers of two engines"):
         load_settings()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"DATABASE_URL": "mariadb://u:p@db/x"}, {"SHARDS": json.dumps([shard(0, 1023)])}],
+    ids=["another engine", "shards of our own"],
+)
+def test_citus_is_refused_where_it_cannot_be(environment: Callable[..., None], settings: dict[str, str]) -> None:
+    environment(DATABASE_SPREAD="citus")
+    assert load_settings().database.spread == "citus"
+    environment(DATABASE_SPREAD="citus", **settings)
+    with pytest.raises(SettingsError, match="DATABASE_SPREAD: Citus spreads one PostgreSQL database itself"):
+        load_settings()

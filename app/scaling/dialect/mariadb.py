@@ -32,6 +32,7 @@ from app.scaling.dialect.statements import Rows
 DRIVER_ERRORS: tuple[type[Exception], ...] = (MySQLError,)
 INSERTS_TOGETHER = False
 PORT = 3306
+OLDEST = (10, 6)  # the first that skips locked rows
 
 # A value that does not fit is an error, never cut.
 _SQL_MODE = "STRICT_ALL_TABLES,NO_ZERO_DATE,NO_ZERO_IN_DATE,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION"
@@ -186,10 +187,23 @@ async def connect(url: str, settings: DatabaseSettings, patience: float, *, name
         # aiomysql's own timeout ends with the TCP connection, and a server that hangs has that.
         async with asyncio.timeout(settings.connect_timeout):
             await connection._connect()  # noqa: SLF001  # aiomysql.connect would build its own class
+        check_version(connection.get_server_info())
     except BaseException:
         connection.abort()
         raise
     return connection
+
+
+def check_version(version: str) -> None:
+    """Refuse a server whose positions mean something else, or that cannot skip the messages that others claim.
+
+    Raises:
+        ConnectionError: it is none of MariaDB from `OLDEST` on.
+    """
+    # Behind 5.5.5-, which stands there for replicas of MySQL's that take no number above 5.
+    numbers = re.match(r"(?:5\.5\.5-)?(\d+)\.(\d+)", version)
+    if "MariaDB" not in version or numbers is None or (int(numbers[1]), int(numbers[2])) < OLDEST:
+        raise ConnectionError(f"MariaDB {'.'.join(map(str, OLDEST))} or newer is needed; the server there is {version}")
 
 
 def cut(driver_connection: Connection) -> None:
