@@ -16,6 +16,7 @@ from app.core import wire
 from app.core.errors import Invalid, NotFound, PreconditionFailed, PreconditionRequired
 from app.domain.catalog.rules import Product
 from app.scaling.cache import Entry
+from app.scaling.storage import PUBLIC_CACHING
 
 JSON = "application/json"
 
@@ -26,8 +27,7 @@ CACHING = {
     "product": "public, max-age=30, stale-while-revalidate=60",
     # Shown to everybody, but personal: no shared cache keeps it, and a browser asks each time, which costs it a 304.
     "profile": "private, no-cache",
-    # Named by its content, so it never changes; a day is how long a copy may outlive its erasure.
-    "asset": "public, max-age=86400, immutable",
+    "asset": PUBLIC_CACHING,
     # Behind a link that is valid for minutes and for whoever has it; an invoice is nobody else's to keep.
     "file": "private, no-store",
     # Part of a release of the package they come from.

@@ -28,6 +28,8 @@ TIMEOUT = 5.0  # seconds a try
 FILE_TIMEOUT = 30.0  # seconds a try
 # Signed as long as a kept redirect to it may live, a day, and one more; the longest that S3 signs are seven.
 PUBLIC_SECONDS = 2 * 24 * 3600
+# Of a public object. Named by its content, so it never changes; a day is how long a copy may outlive its erasure.
+PUBLIC_CACHING = "public, max-age=86400, immutable"
 _FAILURES = (BaseError, OSError)
 
 
@@ -64,14 +66,22 @@ class Storage:
         self._cdn = (settings.public_url or "").replace("{region}", region).rstrip("/")
         self._public_url = public_url.rstrip("/")
 
-    async def put(self, key: str, content: bytes, content_type: str) -> None:
+    async def put(self, key: str, content: bytes, content_type: str, *, caching: str | None = None) -> None:
         """Store `content` under `key`; the same key again is the same object.
+
+        Args:
+            key: of the object.
+            content: the object.
+            content_type: what it is.
+            caching: the `Cache-Control` with which a bucket, and the CDN before it, shows the object.
 
         Raises:
             Unavailable: if the storage does not take it.
         """
-        # A folder keeps no attributes; there the type follows from the key's ending.
+        # A folder keeps no attributes; there type and caching follow from the key.
         attributes = None if self._folder else {"Content-Type": content_type}
+        if attributes and caching:
+            attributes["Cache-Control"] = caching
         try:
             await self.outbound.call(lambda: obstore.put_async(self._store, key, content, attributes=attributes))
         except (*_FAILURES, TimeoutError) as error:

@@ -9,6 +9,7 @@ import pytest
 
 from app.api import serving
 from app.core.settings import ServiceSettings, environment_names
+from app.domain.profiles.avatars import AVATARS
 from deploy.terraform import costs
 from workers.tasks import TASKS
 
@@ -32,6 +33,12 @@ def test_every_setting_that_machines_get_is_one_of_the_services() -> None:
     assert {"REGION", "REDIS_CACHE_URL", "STORAGE_PUBLIC_URL", "SECRET_KEY"} <= set(given)
     # Of all these only the object storage's own is not ours.
     assert set(given) - environment_names() == {"AWS_REGION"}
+
+
+@pytest.mark.sabotage("deploy/terraform/modules/storage/main.tf", "}/avatars/*", "}/assets/*")
+def test_the_cdn_may_read_what_the_service_leads_to_and_nothing_else() -> None:
+    storage = (TERRAFORM / "modules" / "storage" / "main.tf").read_text()
+    assert re.findall(r"aws_s3_bucket\.objects\.arn}/([^\"]+)", storage) == [f"{AVATARS}/*"]
 
 
 @pytest.mark.parametrize("role", ["api", "worker"])

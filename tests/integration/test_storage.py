@@ -23,7 +23,7 @@ from app.core.errors import NotFound, Unavailable
 from app.core.settings import StorageSettings
 from app.domain.profiles.avatars import Avatars, Expected, draw
 from app.domain.profiles.rules import NewProfile, Profile
-from app.scaling.storage import Storage
+from app.scaling.storage import PUBLIC_CACHING, Storage
 from deploy.local.cluster import Cluster
 
 SECRET = b"x" * 32
@@ -119,6 +119,17 @@ async def test_a_prefix_is_deleted_and_its_neighbour_stays(storage: Storage) -> 
     assert await storage.delete_below(f"a/{one}", datetime.now(UTC) - timedelta(hours=1)) == 0, "they are new"
     assert await storage.delete_below(f"a/{one}") == 2
     assert await storage.size(f"a/{other}/1") == 1
+
+
+@pytest.mark.sabotage("app/scaling/storage.py", 'attributes["Cache-Control"] = caching', "pass")
+async def test_a_public_object_says_itself_how_long_it_may_be_kept(storage: Storage) -> None:
+    key = f"things/{uuid4()}"
+    await storage.put(key, b"content", "text/plain", caching=PUBLIC_CACHING)
+    link = await storage.link(key, time())
+    if link.startswith(PUBLIC):
+        return  # an instance serves a folder's objects and says it, tests/api/test_avatars.py
+    async with httpx.AsyncClient() as client:
+        assert (await client.get(link)).headers["cache-control"] == PUBLIC_CACHING
 
 
 async def test_a_link_of_a_bucket_needs_no_credentials(storage: Storage) -> None:

@@ -22,7 +22,7 @@ from app.core.telemetry import BUSINESS_EVENTS
 from app.domain.profiles.service import Profiles
 from app.scaling import outbox
 from app.scaling.database import Database
-from app.scaling.storage import Storage, Upload
+from app.scaling.storage import PUBLIC_CACHING, Storage, Upload
 
 TYPES = {"image/jpeg": "JPEG", "image/png": "PNG", "image/webp": "WEBP"}
 LARGEST = 5 * 1024 * 1024  # bytes; a photo as a phone takes it
@@ -108,7 +108,7 @@ class Avatars:
 
     async def _show(self, profile_id: UUID, picture: bytes) -> None:
         key = f"{AVATARS}/{profile_id}/{hashlib.sha256(picture).hexdigest()[:32]}.webp"
-        await self._storage.put(key, picture, "image/webp")
+        await self._storage.put(key, picture, "image/webp", caching=PUBLIC_CACHING)
         try:
             before = await self._profiles.wear(profile_id, key)
         except NotFound:  # erased meanwhile, perhaps after its pictures were

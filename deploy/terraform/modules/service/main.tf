@@ -45,7 +45,7 @@ data "aws_iam_policy_document" "machine" {
 
   statement {
     sid       = "ItsObjects"
-    actions   = ["s3:GetObject", "s3:PutObject", "s3:DeleteObject"]
+    actions   = ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"]
     resources = ["${var.bucket_arn}/*"]
   }
 

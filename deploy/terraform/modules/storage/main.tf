@@ -1,4 +1,4 @@
-# A private bucket for invoices and assets. The CDN reads assets/ and nothing else; invoices are fetched by links that the
+# A private bucket for invoices and assets. The CDN reads avatars/ and nothing else; invoices are fetched by links that the
 # service signs for minutes.
 
 resource "aws_s3_bucket" "objects" {
@@ -122,7 +122,7 @@ data "aws_iam_policy_document" "objects" {
   statement {
     sid       = "CdnReadsAssets"
     actions   = ["s3:GetObject"]
-    resources = ["${aws_s3_bucket.objects.arn}/assets/*"]
+    resources = ["${aws_s3_bucket.objects.arn}/avatars/*"]
 
     principals {
       type        = "Service"
