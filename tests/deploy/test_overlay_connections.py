@@ -53,6 +53,19 @@ def test_what_overlays_may_open_is_what_their_servers_allow() -> None:
     assert f"max_connections={connections.allowed_of('local') + 3}" in started_with
 
 
+def test_what_the_docs_quote_is_what_the_check_says(capsys: pytest.CaptureFixture[str]) -> None:
+    quoted = {
+        line
+        for page in (CHECKOUT / "docs").rglob("*.md")
+        for line in page.read_text().splitlines()
+        if re.match(r"[a-z-]+, each server: \d", line)
+    }
+    assert len(quoted) >= len(REGIONS)
+    for line in quoted:
+        connections.check(line.partition(",")[0])
+        assert capsys.readouterr().out.strip() == line
+
+
 def test_an_overlay_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert connections.check("produktion") == connections.MISUSED
     assert capsys.readouterr().err.startswith("There is no overlay 'produktion'; use one of: asia-southeast, ")
