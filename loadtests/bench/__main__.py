@@ -40,6 +40,8 @@ SERVER, LOAD = 0, 1
 # Those whose late answers are looked at, with 1,000 connections.
 LATE = ("a", "b", "c", "l1", "l2")
 CONNECTIONS = 32
+# Requests a second for each instance of a paced side: eight of them then use about half of their core.
+PACE = 500
 NO_LIMIT = "1000000000/hour"
 PASSWORD = "correct horse battery"  # noqa: S105  # of the seeded customers, printed by `make run`
 console = Console()
@@ -47,13 +49,18 @@ console = Console()
 
 @dataclass(frozen=True)
 class Side:
-    """One side: its name, what it is, the addresses of its instances, their processes, and how many ask at a time."""
+    """One side: its name, what it is, the addresses of its instances, and their processes.
+
+    Attributes:
+        paced: whether each instance gets `CONNECTIONS` connections and `PACE` requests a second, however many there
+            are; else all of them share `CONNECTIONS` connections that ask as fast as they are answered.
+    """
 
     name: str
     what: str
     urls: tuple[str, ...]
     processes: tuple[psutil.Process, ...]
-    connections: int = CONNECTIONS
+    paced: bool = False
 
 
 def main() -> None:
@@ -141,10 +148,10 @@ def measure(sides: list[Side], path: str, token: str, rounds: int, seconds: tupl
     late: dict[str, list[float]] = {side.name: [] for side in sides}
     spent: dict[str, list[float]] = {side.name: [] for side in sides}
     for side in sides:
-        ask(side, path, token, side.connections, 1.0)  # what is compiled and connected at first use
+        ask(side, path, token, CONNECTIONS, 1.0)  # what is compiled and connected at first use
     for number in range(rounds):
         for side in sides:
-            asked = ask(side, path, token, side.connections, seconds[0])
+            asked = ask(side, path, token, CONNECTIONS, seconds[0])
             rates[side.name].append(asked["rate"])
             spent[side.name].append(asked["cpu"])
         for side in sides:
@@ -170,8 +177,8 @@ def measure(sides: list[Side], path: str, token: str, rounds: int, seconds: tupl
         for one, other in (
             ("a", "l2"),
             ("a", "l1"),
-            ("l1 x 8 busy", "l1"),
-            ("l2 x 8 busy", "l2"),
+            ("l1 x 8 paced", "l1 paced"),
+            ("l2 x 8 paced", "l2 paced"),
             ("l1 x 8", "l1"),
             ("l2 x 8", "l2"),
             ("routes", "l1"),
@@ -215,23 +222,23 @@ def serve(
     return Side(name, what, (url,), (process,))
 
 
-def _eight(start: Callable[..., Side], one: Side, command: list[str], environment: dict[str, str]) -> tuple[Side, Side]:
-    """Return eight instances twice: sharing the load of one, and each with as much as the one has."""
+def _eight(
+    start: Callable[..., Side], one: Side, command: list[str], environment: dict[str, str]
+) -> tuple[Side, Side, Side]:
+    """Return eight instances that share the load of one, and one and eight with the same load for each."""
     more = [start(f"{one.name}-{number}", one.what, command=command, environment=environment) for number in range(7)]
     everyone = (one, *more)
-    shared = Side(
+    eight = Side(
         f"{one.name} x 8",
         f"{one.what}, eight instances",
         tuple(url for each in everyone for url in each.urls),
         tuple(process for each in everyone for process in each.processes),
     )
-    each = replace(
-        shared,
-        name=f"{shared.name} busy",
-        what=f"{shared.what}, {CONNECTIONS} connections each",
-        connections=CONNECTIONS * len(shared.urls),
+    one_paced, eight_paced = (
+        replace(side, name=f"{side.name} paced", what=f"{side.what}, {PACE} requests a second each", paced=True)
+        for side in (one, eight)
     )
-    return shared, each
+    return eight, one_paced, eight_paced
 
 
 @contextmanager
@@ -266,7 +273,9 @@ async def _answers(url: str) -> None:
 def ask(side: Side, path: str, token: str, connections: int, seconds: float, *paths: Path) -> dict[str, float]:
     """Load a side for some seconds, with `path` or with each path of a file, and return what `load` has measured."""
     urls = ",".join(url + path for url in side.urls)
-    command = [sys.executable, "-m", "loadtests.bench.load", urls, token, str(connections), str(seconds)]
+    instances = len(side.urls) if side.paced else 1
+    command = [sys.executable, "-m", "loadtests.bench.load", urls, token, str(connections * instances), str(seconds)]
+    command.append(str(PACE * instances if side.paced else 0))
     command += map(str, paths)
     before = spent(side)
     done = subprocess.run(  # noqa: S603  # our own program

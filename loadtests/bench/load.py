@@ -35,10 +35,20 @@ class Wrong(Exception):
 
 
 class Connection(asyncio.Protocol):
-    """One connection that asks again and again, once `begin` is called."""
+    """One connection that asks again and again, once `begin` is called.
 
-    def __init__(self, requests: Iterator[bytes], latencies: list[float], done: asyncio.Future[None]) -> None:
+    Args:
+        requests: what it sends.
+        latencies: where it notes how long each took.
+        done: told when it has ended.
+        pause: seconds from one request to the next, or until the answer is there if that takes longer.
+    """
+
+    def __init__(
+        self, requests: Iterator[bytes], latencies: list[float], done: asyncio.Future[None], pause: float = 0.0
+    ) -> None:
         self._requests = requests
+        self._pause = pause
         self._until = 0.0
         self._latencies = latencies
         self.done = done
@@ -71,7 +81,11 @@ class Connection(asyncio.Protocol):
         self._latencies.append(now - self._sent)
         self._buffer = b""
         if now < self._until:
-            self._ask()
+            wait = self._sent + self._pause - now
+            if wait > 0:
+                asyncio.get_running_loop().call_later(wait, self._ask)
+            else:
+                self._ask()
         else:
             self._end(None)
 
@@ -98,7 +112,7 @@ def _given(connection: Connection) -> Connection:
 
 
 async def measure(
-    urls: Sequence[str], token: str, connections: int, seconds: float, paths: Sequence[str] = ()
+    urls: Sequence[str], token: str, connections: int, seconds: float, *, rate: float = 0.0, paths: Sequence[str] = ()
 ) -> Measured:
     """Load `urls`, each with its share of the connections, and return what they served in some seconds.
 
@@ -107,6 +121,7 @@ async def measure(
         token: who asks.
         connections: in all.
         seconds: for which.
+        rate: requests in a second at most, spread evenly over the connections; 0 for as many as are answered.
         paths: are asked for in turn, instead of the path of the first URL.
 
     Raises:
@@ -117,13 +132,15 @@ async def measure(
     requests = cycle([f"GET {path} {head}".encode() for path in paths or (first.path,)])
     loop = asyncio.get_running_loop()
     latencies: list[float] = []
-    made = [Connection(requests, latencies, loop.create_future()) for _ in range(connections)]
+    pause = connections / rate if rate else 0.0
+    made = [Connection(requests, latencies, loop.create_future(), pause) for _ in range(connections)]
     for connection, url in zip(made, cycle(urls), strict=False):
         parts = urlsplit(url)
         await loop.create_connection(partial(_given, connection), parts.hostname or "", parts.port or 80)
     started = perf_counter()
-    for connection in made:
-        connection.begin(started + seconds)
+    for number, connection in enumerate(made):
+        # Not all at once: paced connections would stay in step.
+        loop.call_later(pause * number / connections, connection.begin, started + seconds)
     await asyncio.gather(*(connection.done for connection in made))
     percentiles = statistics.quantiles(latencies, n=100)
     rate = len(latencies) / (perf_counter() - started)
@@ -131,7 +148,9 @@ async def measure(
 
 
 if __name__ == "__main__":
-    addresses, bearer, number, duration, *files = sys.argv[1:]
+    addresses, bearer, number, duration, most, *files = sys.argv[1:]
     lines = [line for file in files for line in Path(file).read_text(encoding="utf-8").splitlines()]
-    measured = uvloop.run(measure(addresses.split(","), bearer, int(number), float(duration), lines))
+    measured = uvloop.run(
+        measure(addresses.split(","), bearer, int(number), float(duration), rate=float(most), paths=lines)
+    )
     sys.stdout.write(json.dumps(asdict(measured)))

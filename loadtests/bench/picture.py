@@ -9,7 +9,9 @@ _WIDTH, _BAR, _GAP, _LEFT = 760, 26, 14, 300
 def draw(result: dict[str, Any]) -> str:
     """Return the picture of `results/bench.json`."""
     # Of one instance each: eight of them on one core are a question of CPU, not of requests in a second.
-    rates: dict[str, int] = {name: of for name, of in result["requests_per_second"].items() if "x 8" not in name}
+    rates: dict[str, int] = {
+        name: of for name, of in result["requests_per_second"].items() if "x 8" not in name and "paced" not in name
+    }
     widest = max(rates.values())
     rows = []
     for number, (name, rate) in enumerate(rates.items()):
