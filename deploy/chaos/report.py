@@ -10,14 +10,22 @@ from html import escape
 from math import log10
 from typing import Any
 
+from deploy.chaos.faults import Kind
 from deploy.chaos.history import Call
 from deploy.chaos.play import Storm, failed
 
 _WIDTH, _LEFT, _RIGHT = 1200, 190, 20
 _BARS, _SLOW, _ROW = 180, 90, 22
-_GOOD, _BAD, _LINE, _BAND = "#1f6f54", "#b3522f", "#2f5d8a", "#d9a441"
+_GOOD, _BAD, _LINE = "#1f6f54", "#b3522f", "#2f5d8a"
+_KINDS = {
+    Kind.KILLED: "#7a1f1f",
+    Kind.STOPPED: "#d9a441",
+    Kind.SLOW: "#8fb3d9",
+    Kind.CUT: "#8a5fa8",
+    Kind.SILENT: "#777777",
+}
 _SLOWEST = 20_000  # milliseconds: the top of the scale, as long as a client waits
-TARGETS_FIRST = 34  # pixels between the picture of latencies and the first row of faults
+_TARGETS_FIRST = 34  # pixels between the picture of latencies and the first row of faults
 
 
 def summary(storm: Storm, calls: Sequence[Call], seed: int) -> dict[str, Any]:
@@ -49,7 +57,7 @@ def draw(told: dict[str, Any]) -> str:
     most = max((second["answered"] + second["failed"] for second in seconds), default=1)
     step = (_WIDTH - _LEFT - _RIGHT) / max(len(seconds), 1)
     bars_end, slow_end = 60 + _BARS, 60 + _BARS + 20 + _SLOW
-    height = slow_end + TARGETS_FIRST + _ROW * len(targets) + 30
+    height = slow_end + _TARGETS_FIRST + _ROW * len(targets) + 30
     parts = [
         _text(
             16,
@@ -77,16 +85,13 @@ def draw(told: dict[str, Any]) -> str:
     ]
     parts.append(f'<polyline points="{" ".join(line)}" fill="none" stroke="{_LINE}" stroke-width="1.5"/>')
     for row, target in enumerate(targets):
-        top = slow_end + TARGETS_FIRST + row * _ROW
+        top = slow_end + _TARGETS_FIRST + row * _ROW
         parts.append(_text(_LEFT - 10, top + 14, target, end=True))
         parts.append(f'<line x1="{_LEFT}" y1="{top + 9}" x2="{_WIDTH - _RIGHT}" y2="{top + 9}" stroke="#ddd"/>')
         for fault in told["faults"]:
             if fault["target"] == target:
                 width = max((fault["ended"] - fault["begun"]) * step, 2)
-                kind = escape(fault["kind"])
-                parts.append(_box(_LEFT + fault["begun"] * step, top, width, 18, _BAND, title=kind))
-                if width > 9 * len(kind):
-                    parts.append(_text(_LEFT + fault["begun"] * step + 3, top + 13, kind))
+                parts.append(_box(_LEFT + fault["begun"] * step, top, width, 18, _KINDS[Kind(fault["kind"])]))
     parts += [
         _text(_LEFT + number * step, height - 10, f"{number} s")
         for number in range(0, len(seconds) + 1, max(10, len(seconds) // 12 // 10 * 10))
@@ -98,10 +103,9 @@ def draw(told: dict[str, Any]) -> str:
 
 
 def _by_second(storm: Storm, calls: Sequence[Call]) -> list[dict[str, float]]:
-    seconds = [
-        {"answered": 0, "failed": 0, "slowest_ms": 0.0}
-        for _ in range(int(storm.ended + storm.settled - storm.begun) + 1)
-    ]
+    # Clients rest once nothing fails any more: until their last call.
+    last = max((call.ended for call in calls), default=storm.ended)
+    seconds = [{"answered": 0, "failed": 0, "slowest_ms": 0.0} for _ in range(int(last - storm.begun) + 1)]
     for call in calls:
         # By its end: that is when a client learns what came of it.
         number = int(call.ended - storm.begun)
@@ -123,19 +127,17 @@ def _verdict(told: dict[str, Any]) -> str:
 
 
 def _legend() -> list[str]:
-    entries = ((_GOOD, "answered"), (_BAD, "refused or unanswered"), (_LINE, "slowest request"), (_BAND, "fault"))
+    entries = [(_GOOD, "answered"), (_BAD, "refused or unanswered"), (_LINE, "slowest request")]
+    entries += [(colour, kind.value) for kind, colour in _KINDS.items()]
     parts = []
     for number, (colour, name) in enumerate(entries):
-        left = _LEFT + number * 180
+        left = _LEFT + number * 120 + (40 if number > 1 else 0)
         parts += [_box(left, 38, 12, 12, colour), _text(left + 18, 49, name)]
     return parts
 
 
-def _box(left: float, top: float, width: float, height: float, colour: str, *, title: str = "") -> str:
-    inside = f"<title>{title}</title>" if title else ""
-    return (
-        f'<rect x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{colour}">{inside}</rect>'
-    )
+def _box(left: float, top: float, width: float, height: float, colour: str) -> str:
+    return f'<rect x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{colour}"/>'
 
 
 def _text(left: float, top: float, said: str, *, end: bool = False, bold: bool = False) -> str:
