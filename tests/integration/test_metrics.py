@@ -18,7 +18,7 @@ from deploy.local.cluster import Cluster
 DEPLOY = Path(__file__).parents[2] / "deploy"
 ASKS = ("prometheus/rules/*.yml", "k8s/base/autoscaling.yaml", "k8s/components/*/*.yaml", "grafana/*.json")
 # What these files name that looks like a metric of ours and is none.
-OTHERS = re.compile(r"kube_|http_requests_per_second$")
+OTHERS = re.compile(r"kube_|pg_|http_requests_per_second$")
 
 
 async def scraped(cluster: Cluster, name: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
