@@ -37,6 +37,7 @@ from app.core.errors import Unavailable
 from app.core.settings import Settings, load_settings
 from app.core.telemetry import configure_logging
 from app.scaling.database import Reader
+from app.scaling.gate import Gate
 from app.scaling.lifecycle import Phase
 from app.wiring import Resources, open_resources
 from migrations import runner
@@ -62,9 +63,9 @@ ROUTERS = (
 class Service(FastAPI):
     """One instance: the hot path answers what it can before anything of FastAPI begins, and passes the rest on."""
 
-    def __init__(self, settings: Settings, **options: Any) -> None:
-        super().__init__(**options)
-        self._hot = HotPath(super().__call__, settings)
+    def __init__(self, settings: Settings, gate: Gate, **options: Any) -> None:
+        super().__init__(middleware=middleware.layers(settings, gate), **options)
+        self._hot = HotPath(super().__call__, settings, gate)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or the lifespan."""
@@ -102,6 +103,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     app = Service(
         chosen,
+        Gate(chosen.service.requests_at_once, chosen.service.requests_waiting),
         title="scaleout",
         version="1",
         # `documentation` serves both, without assets from elsewhere.
@@ -110,7 +112,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         lifespan=lifespan,
-        middleware=middleware.layers(chosen),
     )
     app.state.limiter = Limits(chosen.rates)
     app.state.pages = Pages()

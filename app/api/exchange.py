@@ -16,6 +16,7 @@ from starlette.requests import cookie_parser
 from starlette.types import Scope
 
 from app.core.context import Work
+from app.core.errors import TimedOut
 from app.core.settings import ServiceSettings
 from app.domain.sessions.rules import Session
 from app.scaling.ratelimit import Verdict
@@ -68,6 +69,18 @@ def exchange_of(scope: Scope) -> Exchange:
 def resources_of(scope: Scope) -> Resources:
     """Return what the lifespan has opened for the application that serves this request."""
     return cast("Resources", scope["app"].state.resources)
+
+
+def timing_of(work: Work) -> bytes:
+    """Return `Server-Timing`: who answered, and for how many milliseconds."""
+    return ", ".join(
+        f'{layer};desc="{span.description}";dur={span.milliseconds:.1f}' for layer, span in work.spans.items()
+    ).encode()
+
+
+def out_of_time() -> TimedOut:
+    """Return the error of a request whose deadline has passed."""
+    return TimedOut("The answer was not ready in time; look before you repeat a change.")
 
 
 def bearer_of(headers: Headers) -> str | None:

@@ -13,12 +13,12 @@ from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from pydantic import BaseModel
 from sqlalchemy import literal, select
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.api.problems import responses
 from app.api.representations import written
 from app.core.errors import NotFound, ServiceError, Unavailable
 from app.scaling.lifecycle import Phase
+from app.scaling.node import Node
 from app.scaling.redis_link import RedisDown
 from app.wiring import Resources
 
@@ -151,7 +151,7 @@ def _checks(resources: Resources) -> dict[str, Callable[[], Awaitable[None]]]:
     checks: dict[str, Callable[[], Awaitable[None]]] = {}
     for shard in resources.database.shards:
         for node in shard.replicas.nodes:
-            checks[f"{_DATABASE}{shard.number}/{shard.replicas.name_of(node)}"] = _ask_node(node.engine)
+            checks[f"{_DATABASE}{shard.number}/{shard.replicas.name_of(node)}"] = _ask_node(node)
 
     async def redis() -> None:
         async with resources.redis.calling("health") as client:
@@ -166,10 +166,9 @@ def _checks(resources: Resources) -> dict[str, Callable[[], Awaitable[None]]]:
     return checks | {"redis": redis, "storage": storage}
 
 
-def _ask_node(engine: AsyncEngine) -> Callable[[], Awaitable[None]]:
+def _ask_node(node: Node) -> Callable[[], Awaitable[None]]:
     async def ask() -> None:
-        async with engine.connect() as connection:
-            await connection.execute(select(literal(1)))
+        await node.all(select(literal(1)))
 
     return ask
 

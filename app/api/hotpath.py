@@ -1,11 +1,12 @@
-"""The hot path: a cached GET by a signed-in caller, answered before routing begins.
+"""The hot path: a GET of what is cached, by a signed-in caller, answered before routing begins.
 
-It decides nothing of its own: sessions and limits are those of `Admissions`, values those of the cache, tags and
-caching rules those of `representations`; and a page of a list is found as the long way found it for the same words.
-Whatever is not at hand or out of the ordinary goes the long way, with what has been found out so far, and gets the same
-bytes and headers there.
+It decides nothing of its own: sessions and limits are those of `Admissions`, values those of the cache, which loads
+what it does not have, tags and caching rules those of `representations`; and a page of a list is found as the long way
+found it for the same words. Whatever is out of the ordinary goes the long way, with what has been found out so far, and
+gets the same bytes and headers there.
 """
 
+import asyncio
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
@@ -19,30 +20,33 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api import metrics
-from app.api.exchange import resources_of, session_in
+from app.api.exchange import out_of_time, resources_of, session_in, timing_of
 from app.api.representations import CACHING, JSON, has, product_tag_of, profile_tag_of
 from app.api.security import CONTENT_POLICY, VARY, fixed_headers
 from app.core import context
+from app.core.errors import Unavailable
 from app.core.settings import Settings
 from app.core.telemetry import CACHE_READS, request_finished
 from app.domain.sessions.admission import Admission
 from app.scaling.cache import PRODUCT, PROFILE, Entry, Kind, Listing, Load
+from app.scaling.gate import Gate
 from app.scaling.redis_link import RedisDown
+from app.wiring import Resources
 
 _PATH = re.compile(r"/api/v1/(profiles|products)/([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})")
 # A body is the long way's to refuse, and a position that must be reached is its to heed.
 _UNUSUAL = frozenset({b"content-length", b"transfer-encoding", b"consistency-token"})
 _HEEDED = frozenset({b"authorization", b"cookie", b"x-request-id", b"if-none-match"})
-_ADMISSION = "scaleout.admission"
+_FOUND = "scaleout.found"
 # Pages that an instance knows how to find: what people really ask for; each is a query string and a statement.
 MOST_PAGES = 1000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Route:
-    """One hot route: its template in metrics and logs, its kind of value, who may keep it, and its tag if any."""
+    """One hot route: its template (as the router's have it), its kind of value, who may keep it, and its tag if any."""
 
-    template: str
+    path: str
     kind: Kind
     caching: str | None
     tag: Callable[[Entry], str] | None
@@ -108,17 +112,33 @@ def _described(route: _Route, entry: Entry) -> tuple[str | None, list[tuple[byte
     return tag, headers, [*headers, (b"content-length", length), (b"content-type", JSON.encode())]
 
 
-def admission_of(scope: Scope) -> Admission | None:
-    """Return what the hot path has found out of a request that it could not answer."""
-    admission: Admission | None = scope.get(_ADMISSION)
-    return admission
+class Found(NamedTuple):
+    """What has been found out of a request that is passed on.
+
+    Attributes:
+        admission: who calls; the request has been counted.
+        work: what was done for it, where something was loaded.
+        failure: why it cannot be answered, if it cannot.
+    """
+
+    admission: Admission
+    work: context.Work | None = None
+    failure: Exception | None = None
+
+
+def found_of(scope: Scope) -> Found | None:
+    """Return what the hot path has found out of a request that it has passed on."""
+    found: Found | None = scope.get(_FOUND)
+    return found
 
 
 class HotPath:
     """Answers what it can and passes the rest on; around FastAPI, because it does without it where it can."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, gate: Gate) -> None:
         self._app = app
+        self._gate = gate
+        self._deadline = settings.service.request_deadline
         self._fixed = [*fixed_headers(settings.service), CONTENT_POLICY]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -140,25 +160,61 @@ class HotPath:
         route, key, load = value
         entry = resources.cache.kept(route.kind, key)
         admission = resources.admissions.at_hand(asked.token) if entry is not None else None
-        layer = "l1"
+        layer, work = "l1", None
         if admission is None:
             epoch = resources.near.epoch
             try:
-                name = resources.cache.name_of(route.kind, key) if entry is None else None
+                names = resources.cache.names_of(route.kind, key) if entry is None else None
             except RedisDown:
                 return None
-            admission = await resources.admissions.admit(asked.token, name)
+            admission = await resources.admissions.admit(asked.token, names)
             if admission is None:
                 return None
-            if admission.value is not None:
+            if isinstance(admission.value, bytes):
                 layer, entry = "l2", resources.cache.found(route.kind, key, admission.value, epoch, load)
+            elif entry is None and admission.verdict.allowed:
+                layer, work = "miss", self._begin(admission, asked, started)
+                try:
+                    entry = await self._load(resources, value, admission, work)
+                except Exception as failure:  # noqa: BLE001  # the edge raises it again, and writes what comes of it
+                    scope["route"] = route
+                    scope[_FOUND] = Found(admission, work, failure)
+                    return None
         if entry is None or entry.body is None or not admission.verdict.allowed:
-            scope[_ADMISSION] = admission
+            if not admission.verdict.allowed:
+                scope["route"] = route
+            scope[_FOUND] = Found(admission)
             return None
         _counter(route.kind.name, layer)()
         if route.kind is PRODUCT:
             resources.views.count(key)
-        return _Answer(route, entry, admission, asked, layer, started)
+        return _Answer(route, entry, admission, asked, layer, started, work)
+
+    def _begin(self, admission: Admission, asked: "_Asked", started: float) -> context.Work:
+        work = context.Work(
+            request_id=context.request_id_from(asked.request_id),
+            deadline=asyncio.get_running_loop().time() + self._deadline,
+            profile_id=admission.session.profile_id,
+        )
+        work.spans["cache"] = context.Span("miss", (perf_counter() - started) * 1000)
+        return work
+
+    async def _load(self, resources: Resources, value: "_Value", admission: Admission, work: context.Work) -> Entry:
+        """Load what Redis does not have, behind the same gate and with the same deadline as the long way."""
+        kind, key, load = value.route.kind, value.key, value.load
+        with context.working(work):
+            resources.positions.heed(admission.positions)
+            try:
+                async with asyncio.timeout_at(work.deadline), self._gate.pass_through(work.profile_id):
+                    if admission.value is None:
+                        return await resources.cache.read(kind, key, load)
+                    return await resources.cache.load(kind, key, load, leased=bool(admission.value))
+            except TimeoutError as error:
+                raise out_of_time() from error
+            except Unavailable:
+                if admission.value:  # it may have been refused before it could load
+                    await resources.cache.give_up(kind, key)
+                raise
 
     async def _send(self, send: Send, answer: "_Answer") -> None:
         route, entry, admission, asked = answer.route, answer.entry, answer.admission, answer.asked
@@ -166,25 +222,29 @@ class HotPath:
         tag, unchanged, whole = _described(route, entry)
         if tag is not None and has(asked.if_none_match, tag):
             body, status, whole = b"", 304, unchanged
-        milliseconds = (perf_counter() - answer.started) * 1000
-        request_id = context.request_id_from(asked.request_id)
+        if answer.work is None:
+            request_id = context.request_id_from(asked.request_id)
+            milliseconds = (perf_counter() - answer.started) * 1000
+            timing = b'cache;desc="%b";dur=%.1f' % (answer.layer.encode(), milliseconds)
+        else:
+            request_id, timing = answer.work.request_id, timing_of(answer.work)
         headers = [
             *whole,
             *self._fixed,
             (b"x-request-id", request_id.encode()),
-            (b"server-timing", b'cache;desc="%b";dur=%.1f' % (answer.layer.encode(), milliseconds)),
+            (b"server-timing", timing),
             *admission.verdict.headers(),
         ]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
         seconds = perf_counter() - answer.started
-        metrics.meters_of(route.template, "GET", status // 100).record(seconds, 0, len(body))
+        metrics.meters_of(route.path, "GET", status // 100).record(seconds, 0, len(body))
         request_finished(
             {
                 "request_id": request_id,
                 "profile_id": admission.session.profile_id,
                 "method": "GET",
-                "route": route.template,
+                "route": route.path,
                 "status": status,
                 "duration_ms": round(seconds * 1000, 2),
             }
@@ -208,7 +268,7 @@ class _Asked(NamedTuple):
 
 
 class _Answer(NamedTuple):
-    """What is answered, to what, since when, and which layer of the cache had it."""
+    """What is answered, to what, since when, which layer of the cache had it, and what was done where none had."""
 
     route: _Route
     entry: Entry
@@ -216,6 +276,7 @@ class _Answer(NamedTuple):
     asked: _Asked
     layer: str
     started: float
+    work: context.Work | None
 
 
 def _value_of(scope: Scope) -> _Value | None:

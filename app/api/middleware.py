@@ -26,20 +26,24 @@ from app.api.exchange import (
     cookie_of,
     exchange_of,
     limit_subject,
+    out_of_time,
     resources_of,
     session_cookie,
+    timing_of,
 )
-from app.api.hotpath import admission_of
+from app.api.hotpath import found_of
 from app.api.limits import Exceeded, judge, limits_of
 from app.api.security import CONTENT_POLICY, VARY, fixed_headers
 from app.api.turnstile import Turnstile
 from app.core import context
-from app.core.errors import Forbidden, Invalid, ServiceError, TimedOut, TooLarge, Unauthenticated
+from app.core.errors import Forbidden, Invalid, ServiceError, TooLarge, Unauthenticated
 from app.core.settings import Settings
 from app.core.signing import BadSignature
 from app.core.telemetry import logger, request_finished
 from app.domain.profiles.avatars import LARGEST
+from app.domain.sessions.admission import Admission
 from app.domain.sessions.rules import Session
+from app.scaling.gate import Gate
 from app.scaling.storage import LINK_PATH
 
 log = logger(__name__)
@@ -49,8 +53,13 @@ CLIENT_GONE = 499  # NGINX's number for an answer that nobody waited for; it app
 _EXEMPT = ("/health", "/metrics", "/docs", "/openapi.json")
 
 
-def layers(settings: Settings) -> list[Middleware]:
-    """Return the middleware in order, the outermost first; around them all is the hot path, `HotPath`."""
+def layers(settings: Settings, gate: Gate) -> list[Middleware]:
+    """Return the middleware in order, the outermost first; around them all is the hot path, `HotPath`.
+
+    Args:
+        settings: of the service.
+        gate: bounds what goes on at a time, here and on the hot path.
+    """
     return [
         # First, because it writes what all others raise, and times, logs and counts them.
         Middleware(RequestEdge, settings=settings),
@@ -59,7 +68,7 @@ def layers(settings: Settings) -> list[Middleware]:
         # Around all that asks a dependency, the session's look-up included.
         Middleware(Deadline),
         # Before anything that asks a dependency, and cheap itself: past its capacity the instance refuses here.
-        Middleware(Turnstile, settings=settings.service),
+        Middleware(Turnstile, gate=gate),
         # Because it asks Redis: by now the request is small and has its time.
         Middleware(Callers, settings=settings),
         # Last, because all that stands before it is true of every request, whoever answers it.
@@ -83,7 +92,8 @@ class RequestEdge:
         started = perf_counter()
         method = metrics.method_of(scope)
         headers = Headers(scope=scope)
-        work = context.Work(
+        found = found_of(scope)
+        work = (found.work if found else None) or context.Work(
             request_id=context.request_id_from(headers.get("x-request-id")),
             deadline=asyncio.get_running_loop().time() + self._settings.request_deadline,
         )
@@ -108,7 +118,7 @@ class RequestEdge:
 
     async def _serve(self, scope: Scope, receive: Receive, outgoing: "_Outgoing") -> None:
         try:
-            await self._app(scope, receive, outgoing)
+            await self._pass_on(scope, receive, outgoing)
         except ServiceError as error:
             if outgoing.begun:
                 raise
@@ -123,13 +133,23 @@ class RequestEdge:
                 raise
             await problems.unexpected()(scope, receive, outgoing)
 
+    async def _pass_on(self, scope: Scope, receive: Receive, outgoing: "_Outgoing") -> None:
+        found = found_of(scope)
+        if found is not None:  # what is refused or has failed already takes no place from anybody
+            exchange = exchange_of(scope)
+            exchange.work.profile_id = found.admission.session.profile_id
+            judge(exchange, found.admission.verdict)
+            if found.failure is not None:
+                raise found.failure
+        await self._app(scope, receive, outgoing)
+
     def _finish(self, scope: Scope, exchange: Exchange) -> "Callable[[Message], Message]":
         def finish(start: Message) -> Message:
             work = exchange.work
             headers: list[tuple[bytes, bytes]] = [*start.get("headers", []), *self._fixed]
             headers.append((b"x-request-id", work.request_id.encode()))
             if work.spans:
-                headers.append((b"server-timing", _timing(work)))
+                headers.append((b"server-timing", timing_of(work)))
             if exchange.verdict is not None:
                 headers += exchange.verdict.headers()
             if exchange.cookie is not None:
@@ -229,7 +249,7 @@ class Deadline:
         except TimeoutError as error:
             if not exchange.timeout.expired():
                 raise
-            raise TimedOut("The answer was not ready in time; look before you repeat a change.") from error
+            raise out_of_time() from error
 
 
 class Callers:
@@ -266,7 +286,11 @@ class Callers:
         bearer = bearer_of(headers)
         cookie = None if bearer is not None else cookie_of(headers)
         token = bearer if bearer is not None else cookie
-        admission = admission_of(scope) or (await resources.admissions.admit(token) if token else None)
+        found = found_of(scope)
+        if found is not None:
+            admission: Admission | None = found.admission
+        else:
+            admission = await resources.admissions.admit(token) if token else None
         if admission is not None:
             resources.positions.heed(admission.positions)
             self._signed_in(exchange, admission.session)
@@ -334,12 +358,6 @@ def _origin(url: str) -> str:
 def _default(headers: list[tuple[bytes, bytes]], name: bytes, value: bytes) -> None:
     if all(present != name for present, _ in headers):
         headers.append((name, value))
-
-
-def _timing(work: context.Work) -> bytes:
-    return ", ".join(
-        f'{layer};desc="{span.description}";dur={span.milliseconds:.1f}' for layer, span in work.spans.items()
-    ).encode()
 
 
 def _consistency(scope: Scope, work: context.Work) -> bytes:

@@ -13,7 +13,6 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.exchange import SAFE, bearer_of, cookie_of, exchange_of, limit_subject, resources_of
-from app.core.settings import ServiceSettings
 from app.scaling.gate import Gate
 
 # What must be answered when nothing else is: probes, and the end of a session that somebody may have stolen.
@@ -22,11 +21,11 @@ _SESSIONS = "/api/v1/sessions"
 
 
 class Turnstile:
-    """Passes a bounded number of requests on at a time, and ends those whose client is gone."""
+    """Passes requests on through the gate, and ends those whose client is gone."""
 
-    def __init__(self, app: ASGIApp, settings: ServiceSettings) -> None:
+    def __init__(self, app: ASGIApp, gate: Gate) -> None:
         self._app = app
-        self._gate = Gate(settings.requests_at_once, settings.requests_waiting)
+        self._gate = gate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, when its turn comes."""

@@ -4,21 +4,15 @@ Each cached value carries its row's version and is stored only if newer than wha
 versioned tombstone. So a reader that fills from a lagging replica, or that was paused between reading and filling,
 cannot undo a write. One loader per key runs at a time, in a process and over all instances, and what was read stays at
 hand for a moment (`near.py`), until a write anywhere drops it. Without Redis every read loads.
-
-    <kind>:{<key>}:<run>     <version>,<expires, ms since 1970>,<cost of loading, ms>:<JSON bytes as sent>
-
-Nothing after the colon says that there is no such thing. `run` is the run of the Redis server that holds the value: a
-Redis that comes back, or another one in its place, may have missed a write, so what it still holds is never asked for.
 """
 
 import asyncio
 import math
-import random
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from time import monotonic, time
-from typing import Any, NamedTuple, TypeVar
+from time import monotonic
+from typing import TypeVar
 
 from app.core import context
 from app.core.context import NEWEST
@@ -28,28 +22,17 @@ from app.scaling.debts import Debts
 from app.scaling.near import Near
 from app.scaling.pipe import Pipe
 from app.scaling.redis_link import RedisDown
+from app.scaling.values import LEASE_MILLISECONDS, NEGATIVE_TTL, Entry, Held, Kind, Values
+
+__all__ = ["ABSENT", "LIST", "NEGATIVE_TTL", "PRODUCT", "PROFILE", "SEARCH"]
+__all__ += ["Cache", "Entry", "Kind", "Listing", "Load"]
 
 T = TypeVar("T")
 log = logger(__name__)
 
-NEGATIVE_TTL = 10  # seconds that an unknown id stays unknown: long enough for a scan, short enough to forget a typo
-JITTER = 0.1  # share of a TTL, so that what was cached together does not expire together
-# How long others wait for the one instance that loads: longer than any load that is well, shorter than a person waits
-# when that instance has died.
-LEASE_MILLISECONDS = 1000
 # A load is a few milliseconds; looking more often would cost Redis more than it gains the caller.
 LOOK_EVERY = 0.01  # seconds
 
-# One round trip: keep what is newer, and hand it back, so that the loser of a race answers with the winner's value.
-_PUT_IF_NEWER = """
-local held = redis.call('GET', KEYS[1])
-if held then
-  local version = tonumber(string.match(held, '^(%d+)'))
-  if version > tonumber(ARGV[1]) then return held end
-end
-redis.call('SET', KEYS[1], ARGV[1] .. ',' .. ARGV[2] .. ':' .. ARGV[3], 'PX', ARGV[4])
-return false
-"""
 # A generation only grows: it is the log position of the newest write that the list must show.
 _RAISE = """
 local held = tonumber(redis.call('GET', KEYS[1]) or '0')
@@ -57,28 +40,10 @@ if tonumber(ARGV[1]) > held then redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[
 return 1
 """
 
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """A kind of cached value: its name in keys and metrics, and how long a value lives, in seconds."""
-
-    name: str
-    ttl: int
-
-
 PROFILE = Kind("profile", 300)
 PRODUCT = Kind("product", 300)
 LIST = Kind("list", 60)
 SEARCH = Kind("search", 60)
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A value as cached: the row's version, and the JSON bytes, or None where there is no such thing."""
-
-    version: int
-    body: bytes | None
-
 
 ABSENT = Entry(0, None)
 Load = Callable[[], Awaitable[Entry]]
@@ -105,28 +70,6 @@ class Listing:
         return f"{self.key}@{','.join(map(str, generations))}"
 
 
-class _Held(NamedTuple):
-    """An entry as Redis holds it, with the moment (ms since 1970) when it expires and what loading it took (ms)."""
-
-    entry: Entry
-    expires: int
-    cost: int
-
-    @classmethod
-    def parse(cls, raw: bytes) -> "_Held":
-        head, _, body = raw.partition(b":")
-        version, expires, cost = head.split(b",")
-        return cls(Entry(int(version), body or None), int(expires), int(cost))
-
-    def due(self) -> bool:
-        """Return whether to load it before it expires: the likelier the nearer that is and the longer loading takes.
-
-        XFetch (Vattani, Chierichetti, Lowenstein 2015): of many readers of a value one is likely to be early, and none
-        has to wait when it expires.
-        """
-        return time() * 1000 - self.cost * math.log(1 - random.random()) >= self.expires
-
-
 class Cache:
     """The cache of one process, shared by all of them through Redis.
 
@@ -137,11 +80,12 @@ class Cache:
 
     def __init__(self, pipe: Pipe, near: Near) -> None:
         self._pipe = pipe
+        self._values = Values(pipe)
         self._near = near
-        self._put = pipe.script(_PUT_IF_NEWER)
         self._raise = pipe.script(_RAISE)
         self._loaders: dict[str, Callable[[str], Load]] = {}
         self._loading: dict[str, asyncio.Task[Entry]] = {}
+        self._leased: set[str] = set()  # of what is being loaded, what is ours to load
         self._early: dict[str, asyncio.Task[None]] = {}
         self._costs: dict[str, int] = {}
         self._debts = Debts()
@@ -157,14 +101,13 @@ class Cache:
         """Say how a value of `kind` is loaded by its key, for whoever finds one that is about to expire."""
         self._loaders[kind.name] = load
 
-    def name_of(self, kind: Kind, key: str) -> str:
-        """Return the name under which Redis holds `key`.
+    def names_of(self, kind: Kind, key: str) -> tuple[str, str]:
+        """Return the names under which Redis holds `key`, and the lease of who loads it for those without positions.
 
         Raises:
             RedisDown: if it is not known which Redis that is.
         """
-        tagged = f"{kind.name}:{{{key}}}"
-        return f"{tagged}:{self._pipe.run_of(tagged)}"
+        return self._values.names_of(kind, key)
 
     def kept(self, kind: Kind, key: str) -> Entry | None:
         """Return the entry of `key` if this process has it at hand."""
@@ -181,7 +124,7 @@ class Cache:
             epoch: of `Near`, from before the question.
             load: how it is loaded, where `loads` does not say it.
         """
-        held, name = _Held.parse(raw), _local(kind, key)
+        held, name = Held.parse(raw), _local(kind, key)
         self._near.keep(name, held.entry, epoch)
         if held.due() and name not in self._early:
             renewing = asyncio.create_task(self._renew(kind, key, load or self._loaders[kind.name](key)))
@@ -189,34 +132,53 @@ class Cache:
             renewing.add_done_callback(lambda _: self._early.pop(name, None))
         return held.entry
 
-    async def read(self, kind: Kind, key: str, load: Load) -> Entry:
-        """Return the entry of `key`: at hand, from Redis, or else from `load`.
+    async def read(self, kind: Kind, key: str, load: Load | None = None) -> Entry:
+        """Return the entry of `key`: at hand, from Redis, or else from `load`, where `loads` does not say how.
 
-        Callers of one process that miss the same key at once, and must see the same position, share one load. Whoever
-        has named a position loads: Redis may not have heard of that write yet, over a network that loses connections.
+        Whoever has named a position loads: Redis may not have heard of that write yet, over a network that loses
+        connections.
         """
         work = context.current()
         if work.bound:
             work.spans["cache"] = context.Span("bypass")
             CACHE_READS.labels(kind.name, "bypass").inc()
-            return await self._load(kind, key, load)
+            return await self._load(kind, key, load or self._loaders[kind.name](key))
         epoch = self._near.epoch
         with work.timed("cache", "l1") as span:
             near = self.kept(kind, key)
             if near is None:
-                raw = await self._ask(kind, key, span)
+                held = await self._ask(span, self._values.claim(kind, key, _which()), True)
         CACHE_READS.labels(kind.name, span.description).inc()
         if near is not None:
             return near
-        if raw is not None:
-            return self.found(kind, key, raw, epoch, load)
-        flight = f"{_local(kind, key)}@{sorted(work.positions.items())}{sorted(work.unsettled)}"
+        if isinstance(held, bytes):
+            return self.found(kind, key, held, epoch, load)
+        return await self.load(kind, key, load, leased=held)
+
+    async def load(self, kind: Kind, key: str, load: Load | None = None, *, leased: bool) -> Entry:
+        """Load what Redis was just found not to have.
+
+        Callers of one process that miss the same key at once, and must see the same position, share one load.
+
+        Args:
+            kind: of the value.
+            key: its key.
+            load: how it is loaded, where `loads` does not say it.
+            leased: whether the lease is the caller's; if not, who has it is waited for.
+        """
+        flight = f"{_local(kind, key)}@{_which()}"
+        if leased:
+            self._leased.add(flight)
         task = self._loading.get(flight)
         if task is None:
-            task = asyncio.create_task(self._load_alone(kind, key, f"loading:{flight}", load))
+            task = asyncio.create_task(self._load_alone(kind, key, flight, load or self._loaders[kind.name](key)))
             self._loading[flight] = task
-            task.add_done_callback(lambda _: self._loading.pop(flight, None))
+            task.add_done_callback(lambda _: self._landed(flight))
         return await asyncio.shield(task)
+
+    async def give_up(self, kind: Kind, key: str) -> None:
+        """Let others load what a caller without positions has the lease of."""
+        await self._values.give_up(kind, key, "")
 
     async def several(
         self, kind: Kind, keys: Sequence[str], load: Callable[[Sequence[str]], Awaitable[dict[str, Entry]]]
@@ -232,7 +194,9 @@ class Cache:
             return found
         epoch = self._near.epoch
         spans = [context.Span("") for _ in unknown]
-        held = await asyncio.gather(*(self._ask(kind, key, span) for key, span in zip(unknown, spans, strict=True)))
+        held = await asyncio.gather(
+            *(self._ask(span, self._values.get(kind, key), None) for key, span in zip(unknown, spans, strict=True))
+        )
         for key, span, raw in zip(unknown, spans, held, strict=True):
             CACHE_READS.labels(kind.name, span.description).inc()
             entry = self.found(kind, key, raw, epoch) if raw is not None else ABSENT
@@ -242,7 +206,7 @@ class Cache:
         if missing:
             loaded = await load(missing)
             with suppress(RedisDown):
-                await asyncio.gather(*(self._store(kind, key, entry) for key, entry in loaded.items()))
+                await asyncio.gather(*(self._values.store(kind, key, entry) for key, entry in loaded.items()))
             found |= loaded
         return found
 
@@ -269,7 +233,8 @@ class Cache:
             RedisDown: if it is not known that Redis has it and every instance has heard of it.
         """
         # Also the loser of a race tells: their caller must not see less than they wrote.
-        return await self._told(_local(kind, key), self._store(kind, key, entry))
+        storing = self._values.store(kind, key, entry, self._costs.get(kind.name, 0))
+        return await self._told(_local(kind, key), storing)
 
     async def page(self, listing: Listing) -> bytes:
         """Return a page as it must be shown now."""
@@ -327,23 +292,21 @@ class Cache:
     async def _raise_to(self, kept: str, position: int) -> None:
         await self._pipe.run(self._raise, [kept], [position, 24 * 3600])
 
-    async def _ask(self, kind: Kind, key: str, span: context.Span) -> Any:
-        span.description = "miss"
+    @staticmethod
+    async def _ask(span: context.Span, question: Awaitable[T], alone: T) -> T:
+        """Ask Redis and describe on `span` what came of it; without Redis everybody is `alone`."""
         try:
-            name = self.name_of(kind, key)
-            raw: Any = await self._pipe.ask(name, "GET", name)
+            held = await question
         except RedisDown:
             span.description = "bypass"
-            return None
-        if raw is not None:
-            span.description = "l2"
-        return raw
+            return alone
+        span.description = "l2" if isinstance(held, bytes) else "miss"
+        return held
 
     async def _renew(self, kind: Kind, key: str, load: Load) -> None:
         """Load before the value expires, unless somebody else does; whoever found it has been answered."""
         with context.working(context.Work(request_id=context.new_request_id())), suppress(RedisDown):
-            lease = f"early:{_local(kind, key)}"
-            if not await self._pipe.ask(lease, "SET", lease, b"1", "NX", "PX", LEASE_MILLISECONDS):
+            if not await self._values.claim_early(kind, key):
                 return
             CACHE_EARLY.labels(kind.name).inc()
             try:
@@ -351,46 +314,49 @@ class Cache:
             except Unavailable as error:
                 log.warning("a value is not renewed before it expires", kind=kind.name, reason=error.code)
 
-    async def _load_alone(self, kind: Kind, key: str, lease: str, load: Load) -> Entry:
+    async def _load_alone(self, kind: Kind, key: str, flight: str, load: Load) -> Entry:
         """Load, unless another instance is loading the same for callers of the same position: then take its value."""
+        which = _which()
         until = monotonic() + LEASE_MILLISECONDS / 1000
         try:
-            while monotonic() < until:
-                if await self._pipe.ask(lease, "SET", lease, b"1", "NX", "PX", LEASE_MILLISECONDS):
-                    break
+            while flight not in self._leased and monotonic() < until:
                 await asyncio.sleep(LOOK_EVERY)
-                name = self.name_of(kind, key)
-                raw = await self._pipe.ask(name, "GET", name)
-                if raw is not None:
-                    return _Held.parse(raw).entry
+                held = await self._values.claim(kind, key, which)
+                if isinstance(held, bytes):
+                    return Held.parse(held).entry
+                if held:
+                    self._leased.add(flight)
         except RedisDown:
             pass  # everybody loads for themselves
+        leased = which if flight in self._leased else None
         try:
-            return await self._load(kind, key, load)
-        finally:
-            with suppress(RedisDown):  # then it runs out
-                await self._pipe.ask(lease, "DEL", lease)
+            return await self._load(kind, key, load, leased=leased)
+        except BaseException:
+            if leased is not None:
+                await self._values.give_up(kind, key, which)
+            raise
 
-    async def _load(self, kind: Kind, key: str, load: Load) -> Entry:
+    def _landed(self, flight: str) -> None:
+        self._loading.pop(flight, None)
+        self._leased.discard(flight)
+
+    async def _load(self, kind: Kind, key: str, load: Load, *, leased: str | None = None) -> Entry:
         CACHE_LOADS.labels(kind.name).inc()
         began = monotonic()
         entry = await load()
-        self._costs[kind.name] = math.ceil((monotonic() - began) * 1000)
+        cost = self._costs[kind.name] = math.ceil((monotonic() - began) * 1000)
         try:
-            return await self._store(kind, key, entry)
+            return await self._values.store(kind, key, entry, cost, leased=leased)
         except RedisDown:
             return entry
 
-    async def _store(self, kind: Kind, key: str, entry: Entry) -> Entry:
-        seconds = kind.ttl if entry.body is not None or entry.version else NEGATIVE_TTL
-        milliseconds = int(seconds * 1000 * random.uniform(1 - JITTER, 1))
-        expires = int(time() * 1000) + milliseconds
-        newer = await self._pipe.run(
-            self._put,
-            [self.name_of(kind, key)],
-            [entry.version, f"{expires},{self._costs.get(kind.name, 0)}", entry.body or b"", milliseconds],
-        )
-        return _Held.parse(newer).entry if newer else entry
+
+def _which() -> str:
+    """Return the positions that the work at hand must see, as one text; nearly nobody has any."""
+    work = context.current()
+    if not work.positions and not work.unsettled:
+        return ""
+    return f"{sorted(work.positions.items())}{sorted(work.unsettled)}"
 
 
 def _local(kind: Kind, key: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Executable, Row
+from sqlalchemy import Executable, PoolProxiedConnection, Row
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import greenlet_spawn
@@ -30,6 +30,9 @@ class Node:
         writes: its pool for transactions, used while it is the primary.
         turns: as many as the pool for reads has connections; who waits for one gets it in the order of arrival.
         patience: seconds that a read waits for its turn.
+        idle: connections of the pool for reads that lookups keep: to take one out and give it back costs more than to
+            ask on it. With those in use they are never more than the pool has, as each use has its turn; `all` gives
+            one back before it takes one.
         in_flight: reads that wait for a connection to it or for its answer.
         in_use: the driver's connections on which somebody waits for its answer.
         claims: whether it says that it is a primary; what a lost one said last stands.
@@ -49,6 +52,7 @@ class Node:
     writes: AsyncEngine
     turns: asyncio.Semaphore
     patience: float
+    idle: list[PoolProxiedConnection] = field(default_factory=list)
     in_flight: int = 0
     in_use: set[Any] = field(default_factory=set)
     claims: bool = False
@@ -82,6 +86,8 @@ class Node:
         """
         await self._take_turn()
         try:
+            if self.idle:
+                self.idle.pop().close()
             # One step for connection, statement and rows: SQLAlchemy's own async faces make four of them.
             return await greenlet_spawn(self._all, statement)
         finally:
@@ -99,6 +105,13 @@ class Node:
         finally:
             self.turns.release()
 
+    async def close(self) -> None:
+        """Close the pools."""
+        while self.idle:
+            self.idle.pop().close()
+        await self.engine.dispose()
+        await self.writes.dispose()
+
     def _all(self, statement: Executable) -> Sequence[Row[Any]]:
         with self.engine.sync_engine.connect() as connection:
             driver_connection = connection.connection.driver_connection
@@ -109,7 +122,7 @@ class Node:
                 self.in_use.discard(driver_connection)
 
     async def _find(self, lookup: Compiled, values: Mapping[str, Any]) -> list[Any]:
-        connection = await self.engine.raw_connection()
+        connection = self._take_idle() or await self.engine.raw_connection()
         driver_connection = connection.driver_connection
         self.in_use.add(driver_connection)
         try:
@@ -120,7 +133,19 @@ class Node:
             raise
         finally:
             self.in_use.discard(driver_connection)
+            if connection.is_valid:
+                self.idle.append(connection)
+            else:
+                connection.close()
+
+    def _take_idle(self) -> PoolProxiedConnection | None:
+        while self.idle:
+            connection = self.idle.pop()
+            if not dialect.is_cut(connection.driver_connection):
+                return connection
+            connection.invalidate()
             connection.close()
+        return None
 
     async def _take_turn(self) -> None:
         try:

@@ -104,8 +104,7 @@ class ReplicaSet:
             watcher.cancel()
         await asyncio.gather(*self._watchers, return_exceptions=True)
         for node in self.nodes:
-            await node.engine.dispose()
-            await node.writes.dispose()
+            await node.close()
 
     async def _watch(self, node: Node, looked: asyncio.Event) -> None:
         while True:

@@ -16,9 +16,12 @@ from fastapi.routing import iter_route_contexts
 from starlette.types import Receive, Scope, Send
 
 from app.api.middleware import RequestEdge
-from app.core.settings import Settings
+from app.core.settings import Settings, ShardAddress
 from app.domain.sessions import admission as room
 from app.main import create_app
+from app.scaling.cache import PRODUCT, PROFILE, Kind
+from app.scaling.gate import Gate
+from app.scaling.line import Line
 from app.wiring import Resources, open_resources
 
 PAGE = Path(__file__).parents[2] / "docs" / "patterns" / "hot-path.md"
@@ -197,6 +200,102 @@ async def test_a_list_at_hand_shows_what_was_written_on_another_instance_at_once
         assert edited.status_code == 200, edited.text
         (shown,) = (await roomy[0].get("/api/v1/products?limit=1", headers=headers)).json()["items"]
         assert shown["name"] == change["name"]
+
+
+async def _uncache(resources: Resources, kind: Kind, key: str) -> None:
+    """Make every instance forget a value, and Redis too."""
+    name, _ = resources.cache.names_of(kind, key)
+    await resources.redis.client.delete(name)
+    await resources.near.told(f"{kind.name}:{key}")
+
+
+@pytest.mark.sabotage(
+    path="app/api/hotpath.py",
+    take_out="elif entry is None and admission.verdict.allowed:",
+    put="elif False:",
+)
+@pytest.mark.parametrize("kind", [PROFILE, PRODUCT])
+@pytest.mark.parametrize("condition", [{}, {"If-None-Match": "*"}, {"If-None-Match": '"v0"'}])
+async def test_what_no_cache_has_is_loaded_in_two_round_trips_and_answered_the_same(
+    instances: list[httpx.AsyncClient],
+    resources: Resources,
+    *,
+    new_customer: Make,
+    new_product: NewProduct,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: Kind,
+    condition: dict[str, str],
+) -> None:
+    reader, other, product = await new_customer(), await new_customer(), await new_product()
+    key = other.profile["id"] if kind is PROFILE else product["id"]
+    path = f"/api/v1/{kind.name}s/{key}"
+    headers = {"Authorization": f"Bearer {reader.token}", **condition}
+
+    async def forgotten() -> bool:
+        """Whether the reader has no position to reach any more, which the sign-in of a moment ago left."""
+        await _uncache(resources, kind, key)
+        await resources.redis.client.delete(f"positions:{{{reader.profile['id']}}}")
+        return not await resources.redis.client.exists(resources.cache.names_of(kind, key)[0])
+
+    await until(forgotten)
+    long_way = await instances[0].get(path, headers={**headers, **LONG_WAY})
+    await until(forgotten)
+    asked = list[tuple[Any, ...]]()
+    ask = Line.ask
+
+    def hear(line: Line, command: tuple[Any, ...]) -> Any:
+        if any(key in str(part) for part in command):
+            asked.append(command)
+        return ask(line, command)
+
+    monkeypatch.setattr(Line, "ask", hear)
+    hot = await instances[0].get(path, headers=headers)
+    monkeypatch.undo()
+    assert _shown(hot) == _shown(long_way)
+    assert _layer(hot) == "miss"
+    assert ', db;desc="' in hot.headers["server-timing"]
+    assert len(asked) == 2
+    assert not await resources.redis.client.exists(resources.cache.names_of(kind, key)[1])
+    assert _layer(await instances[1].get(path, headers=headers)) == "l2"
+
+
+@pytest.mark.sabotage(path="app/api/middleware.py", take_out="judge(exchange, found.admission.verdict)", put="pass")
+async def test_a_load_that_fails_is_the_same_problem_both_ways(settings: Settings, new_customer: Make) -> None:
+    customer, other = await new_customer(), await new_customer()
+    path = f"/api/v1/profiles/{other.profile['id']}"
+    headers = {"Authorization": f"Bearer {customer.token}", "X-Request-ID": "the-one-that-failed"}
+    nowhere = ShardAddress(primary="postgresql://nobody@127.0.0.1:1/nothing", replicas=(), first=0, last=1023)
+    away = settings.database.model_copy(update={"shards": (nowhere,)})
+    async with open_resources(settings.model_copy(update={"database": away})) as resources:
+        client = _client(settings, resources)
+        await _uncache(resources, PROFILE, other.profile["id"])
+        hot = await client.get(path, headers=headers)
+        long_way = await client.get(path, headers={**headers, **LONG_WAY})
+        for answer in (hot, long_way):
+            check_problem(answer, 503, "database_down")
+        assert _shown(hot) == _shown(long_way)
+        assert {name for name in hot.headers if name in OWN} == OWN
+        assert hot.headers["x-request-id"] == "the-one-that-failed"
+        assert not await resources.redis.client.exists(resources.cache.names_of(PROFILE, other.profile["id"])[1])
+        await client.aclose()
+
+
+@pytest.mark.sabotage(
+    path="app/api/hotpath.py", take_out="self._gate.pass_through(work.profile_id)", put="asyncio.Lock()"
+)
+async def test_past_its_places_an_instance_loads_nothing_and_leaves_it_to_others(
+    instances: list[httpx.AsyncClient], resources: Resources, new_customer: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    customer, other = await new_customer(), await new_customer()
+    path = f"/api/v1/profiles/{other.profile['id']}"
+    headers = {"Authorization": f"Bearer {customer.token}"}
+    await resources.redis.client.delete(f"positions:{{{customer.profile['id']}}}")
+    await _uncache(resources, PROFILE, other.profile["id"])
+    service: Any = instances[0]._transport
+    monkeypatch.setattr(service.app._hot, "_gate", Gate(0, 0))
+    check_problem(await instances[0].get(path, headers=headers), 503, "overloaded")
+    assert not await resources.redis.client.exists(resources.cache.names_of(PROFILE, other.profile["id"])[1])
+    assert (await instances[1].get(path, headers=headers)).status_code == 200
 
 
 async def test_what_is_not_there_is_the_same_problem_both_ways(

@@ -78,7 +78,7 @@ async def test_an_order_on_its_way_survives_the_death_of(
     assert left == product["available"] - 1
 
 
-@pytest.mark.sabotage("app/scaling/dialect/postgresql.py", "if connection.driver_connection.is_closed():", "if False:")
+@pytest.mark.sabotage("app/scaling/dialect/__init__.py", "if is_cut(connection.driver_connection):", "if False:")
 async def test_once_the_primary_is_back_no_write_meets_a_connection_from_before(
     cluster: Cluster, new_customer: Callable[..., Awaitable[Customer]]
 ) -> None:

@@ -61,7 +61,7 @@ async def served(instance: Instance) -> bool:
     return (await instance.client.get(CHEAP)).status_code == 200
 
 
-@pytest.mark.sabotage("app/api/middleware.py", "Middleware(Turnstile, settings=settings.service),", "")
+@pytest.mark.sabotage("app/api/middleware.py", "Middleware(Turnstile, gate=gate),", "")
 async def test_past_its_places_it_refuses_and_still_answers_health_and_sign_out(
     narrow: tuple[Instance, Callable[[], asyncio.Task[httpx.Response]]],
     cluster: Cluster,

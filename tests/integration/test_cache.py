@@ -13,6 +13,7 @@ from app.core import context
 from app.core.context import NEWEST
 from app.core.telemetry import CACHE_READS
 from app.scaling.cache import ABSENT, NEGATIVE_TTL, PROFILE, Cache, Entry
+from app.scaling.values import LEASE_MILLISECONDS
 from app.wiring import Resources
 
 pytest_plugins = ("quiet",)
@@ -58,7 +59,7 @@ async def test_what_one_instance_caches_another_finds(quiet: Resources, other: R
 
 
 @pytest.mark.sabotage(
-    path="app/scaling/cache.py", take_out="  if version > tonumber(ARGV[1]) then return held end\n", put=""
+    path="app/scaling/values.py", take_out="  if version > tonumber(ARGV[1]) then return held end\n", put=""
 )
 async def test_a_slow_loader_cannot_bring_back_an_old_value(quiet: Resources, other: Resources, key: str) -> None:
     slow = Loader(version(1), ready=False)
@@ -75,7 +76,7 @@ async def test_a_deletion_is_not_undone_by_a_reader_of_the_state_before(
 ) -> None:
     await quiet.cache.put(PROFILE, key, version(1))
     slow = Loader(version(1), ready=False)
-    await quiet.redis.client.delete(quiet.cache.name_of(PROFILE, key))
+    await quiet.redis.client.delete(quiet.cache.names_of(PROFILE, key)[0])
     reading = asyncio.create_task(other.cache.read(PROFILE, key, slow))
     await slow.asked.wait()
     await quiet.cache.put(PROFILE, key, Entry(2, None))
@@ -92,7 +93,7 @@ async def test_the_newest_of_any_order_of_writes_stands(quiet: Resources, key: s
 
 
 @pytest.mark.sabotage(
-    path="app/scaling/cache.py",
+    path="app/scaling/values.py",
     take_out="kind.ttl if entry.body is not None or entry.version else NEGATIVE_TTL",
     put="kind.ttl",
 )
@@ -103,7 +104,7 @@ async def test_an_unknown_id_is_remembered_briefly_and_gives_way_to_the_first_ve
     for _ in range(3):
         assert (await quiet.cache.read(PROFILE, key, loader)).body is None
     assert loader.loads == 1
-    assert 0 < await quiet.redis.client.pttl(quiet.cache.name_of(PROFILE, key)) <= NEGATIVE_TTL * 1000
+    assert 0 < await quiet.redis.client.pttl(quiet.cache.names_of(PROFILE, key)[0]) <= NEGATIVE_TTL * 1000
     await quiet.cache.put(PROFILE, key, version(1))
     assert await quiet.cache.read(PROFILE, key, unused) == version(1)
 
@@ -113,7 +114,7 @@ async def test_values_live_as_long_as_their_kind_less_some_jitter(quiet: Resourc
     for _ in range(30):
         key = uuid4().hex
         await quiet.cache.put(PROFILE, key, version(1))
-        left.append(await quiet.redis.client.pttl(quiet.cache.name_of(PROFILE, key)))
+        left.append(await quiet.redis.client.pttl(quiet.cache.names_of(PROFILE, key)[0]))
     assert all(0.89 * 300_000 < each <= 300_000 for each in left)
     assert len(set(left)) > 5
 
@@ -199,7 +200,7 @@ async def test_a_write_that_redis_did_not_hear_of_is_told_within_2_s_of_its_retu
 
 
 @pytest.mark.sabotage(
-    path="app/scaling/cache.py", take_out='return f"{tagged}:{self._pipe.run_of(tagged)}"', put="return tagged"
+    path="app/scaling/values.py", take_out='name = f"{tagged}:{self._pipe.run_of(tagged)}"', put="name = tagged"
 )
 async def test_what_a_redis_held_before_it_went_is_never_asked_for(
     quiet: Resources, other: Resources, servers: Servers, key: str
@@ -214,7 +215,7 @@ async def test_what_a_redis_held_before_it_went_is_never_asked_for(
 
 async def _reads(instance: Resources, key: str, expected: Entry) -> bool:
     return await instance.cache.read(PROFILE, key, Loader(expected)) == expected and bool(
-        await instance.redis.client.exists(instance.cache.name_of(PROFILE, key))
+        await instance.redis.client.exists(instance.cache.names_of(PROFILE, key)[0])
     )
 
 
@@ -224,7 +225,7 @@ async def _reads(instance: Resources, key: str, expected: Entry) -> bool:
 async def test_a_value_is_loaded_again_before_it_expires_while_its_readers_do_not_wait(
     quiet: Resources, other: Resources, key: str
 ) -> None:
-    name, loader = quiet.cache.name_of(PROFILE, key), Loader(version(2), ready=False)
+    name, loader = quiet.cache.names_of(PROFILE, key)[0], Loader(version(2), ready=False)
     # It expires in a minute, and loading it is known to take hours: every reader is early.
     raw = b'1,%d,%d:{"version":1}' % ((time() + 60) * 1000, 10**10)
     await quiet.redis.client.set(name, raw, ex=60)
@@ -260,19 +261,48 @@ async def test_any_kind_of_bytes_comes_back_as_it_was(quiet: Resources, key: str
 
 
 @pytest.mark.sabotage(
-    path="app/scaling/cache.py",
-    take_out='                if await self._pipe.ask(lease, "SET", lease, b"1", "NX", "PX", LEASE_MILLISECONDS):',
-    put="                if True:",
+    path="app/scaling/values.py",
+    take_out="return held if isinstance(held, bytes) else bool(held)",
+    put="return held if isinstance(held, bytes) else True",
 )
 async def test_500_readers_of_one_cold_key_on_two_instances_load_it_once(
     quiet: Resources, other: Resources, key: str
 ) -> None:
-    loader = Loader(version(1), ready=False)
+    loader, misses = Loader(version(1), ready=False), CACHE_READS.labels(PROFILE.name, "miss")._value
+    before = misses.get()
+
+    async def all_missed() -> bool:
+        return bool(misses.get() == before + 500)
+
     readers = [
         asyncio.create_task((quiet, other)[number % 2].cache.read(PROFILE, key, loader)) for number in range(500)
     ]
-    await loader.asked.wait()
-    assert await other.redis.client.exists(f"loading:profile:{key}@[][]")
+    await until(all_missed)
+    assert await other.redis.client.exists(other.cache.names_of(PROFILE, key)[1])
     loader.ready.set()
     assert await asyncio.gather(*readers) == [version(1)] * 500
     assert loader.loads == 1
+    assert not await other.redis.client.exists(other.cache.names_of(PROFILE, key)[1])
+
+
+@pytest.mark.sabotage(
+    path="app/scaling/cache.py",
+    take_out="            self._leased.add(flight)\n        task",
+    put="            pass\n        task",
+)
+async def test_who_has_the_lease_does_not_wait_behind_those_who_wait_for_it(quiet: Resources, key: str) -> None:
+    """Of two that miss a key the one without the lease may come first to where it is loaded."""
+    loader = Loader(version(1))
+    held, lease = quiet.cache.names_of(PROFILE, key)
+    await quiet.redis.client.set(lease, 1)  # the caller's, who is held up; without its word nobody else ever loads
+    waiting = asyncio.create_task(quiet.cache.read(PROFILE, key, loader))
+
+    async def waits() -> bool:
+        return f"profile:{key}@" in quiet.cache._loading
+
+    await until(waits)
+    async with asyncio.timeout(LEASE_MILLISECONDS / 1000 / 2):
+        assert await quiet.cache.load(PROFILE, key, loader, leased=True) == version(1)
+    assert await waiting == version(1)
+    assert loader.loads == 1
+    assert await quiet.redis.client.exists(held, lease) == 1

@@ -7,12 +7,14 @@ from uuid import uuid4
 import pytest
 from conftest import until
 from engines import WORDS
-from sqlalchemy import bindparam, literal_column, select
+from quiet import Servers
+from sqlalchemy import bindparam, literal_column, select, text
 
 from app.domain.catalog.rules import NewProduct
 from app.domain.catalog.tables import products
 from app.domain.profiles.rules import Location, NewProfile, Profile
 from app.domain.profiles.tables import profiles
+from app.scaling import dialect
 from app.scaling.database import Database
 from app.scaling.lookup import Lookup
 from app.wiring import Resources
@@ -30,11 +32,6 @@ async def new_profile(quiet: Resources) -> Profile:
     )
 
 
-@pytest.mark.sabotage(
-    path="app/scaling/lookup.py",
-    take_out="_impl(compiled.binds[name].type, dialect).bind_processor(dialect)",
-    put="str",
-)
 async def test_a_lookup_answers_as_the_statement_does(quiet: Resources) -> None:
     profile = await new_profile(quiet)
     reader = quiet.database.reader(profile.id, newest=True)
@@ -47,6 +44,11 @@ async def test_a_lookup_answers_as_the_statement_does(quiet: Resources) -> None:
     assert await reader.find(PROFILE, profile_id=uuid4()) is None
 
 
+@pytest.mark.sabotage(
+    path="app/scaling/lookup.py",
+    take_out="tuple(named[name] if convert is None else convert(named[name]) for name, convert in self.binds)",
+    put="tuple(named.values())",
+)
 async def test_a_lookup_takes_values_by_name_in_any_order_and_reads_every_type(quiet: Resources) -> None:
     new = NewProduct(f"LAMP-{uuid4().hex[:12]}", "Lamp", "Of oak.", "lamps", 1999, "EUR", {"oak": True}, 7)
     product = await quiet.catalog.create(new)
@@ -60,11 +62,16 @@ async def test_a_lookup_takes_values_by_name_in_any_order_and_reads_every_type(q
 
 def test_a_value_that_is_fixed_in_the_statement_is_refused_when_it_is_first_asked(quiet: Resources) -> None:
     fixed = Lookup(select(products).where(products.c.sku == "LAMP"))
-    dialect = quiet.database.shards[0].replicas.primary.engine.dialect
+    engine = quiet.database.shards[0].replicas.primary.engine
     with pytest.raises(ValueError, match="LAMP"):
-        fixed.compiled(dialect)
+        fixed.compiled(engine.dialect)
 
 
+@pytest.mark.sabotage(
+    path="app/scaling/node.py",
+    take_out="                self.idle.pop().close()\n            #",
+    put="                pass\n            #",
+)
 @pytest.mark.parametrize("ask", ["find", "first"])
 async def test_who_goes_away_in_the_middle_of_an_answer_leaves_nothing_of_it_behind(quiet: Resources, ask: str) -> None:
     profile = await new_profile(quiet)
@@ -90,4 +97,24 @@ async def test_who_goes_away_in_the_middle_of_an_answer_leaves_nothing_of_it_beh
             assert row.profile_id == profile.id
             ((one,),) = await replica.all(statement)
             assert one == 1
+    await database.stop()
+
+
+@pytest.mark.sabotage(
+    path="app/scaling/node.py", take_out="if not dialect.is_cut(connection.driver_connection):", put="if connection:"
+)
+async def test_a_lookup_meets_no_connection_that_its_server_has_closed(quiet: Resources, servers: Servers) -> None:
+    profile = await new_profile(quiet)
+    database = Database(quiet.settings.database.model_copy(update={"pool_size": 1}))
+    await database.start()
+    primary = database.shards[0].replicas.primary
+    (row,) = await primary.all(text(WORDS.own_id))
+
+    async def is_cut() -> bool:
+        return dialect.is_cut(primary.idle[0].driver_connection)
+
+    assert await primary.find(PROFILE, {"profile_id": profile.id})
+    await servers.sql("primary", WORDS.end, row.id)
+    await until(is_cut)
+    assert await primary.find(PROFILE, {"profile_id": profile.id})
     await database.stop()

@@ -240,14 +240,14 @@ async def test_a_failover_costs_no_read_and_signs_nobody_out(
         someone = await customer_of(one)
         path = f"/api/v1/profiles/{someone.session.profile_id}"
         headers = {"Authorization": f"Bearer {someone.token}"}
-        before = one.cache.name_of(PROFILE, str(someone.session.profile_id))
+        before = one.cache.names_of(PROFILE, str(someone.session.profile_id))[0]
         master.process.kill()
 
         async def on_the_new_master() -> bool:
             answer = await here.get(path, headers=headers)
             assert answer.status_code == 200, answer.text
             try:
-                return one.cache.name_of(PROFILE, str(someone.session.profile_id)) != before
+                return one.cache.names_of(PROFILE, str(someone.session.profile_id))[0] != before
             except RedisDown:
                 return False
 

@@ -19,6 +19,7 @@ from app.api import middleware, problems
 from app.api.exchange import client_address, limit_subject
 from app.core import context, errors
 from app.core.signing import Signer
+from app.scaling.gate import Gate
 
 ENVIRONMENT = {
     "SECRET_KEY": "0123456789abcdef" * 4,
@@ -58,7 +59,7 @@ class Thing(BaseModel):
 def app() -> FastAPI:
     """An application with the real middleware and handlers, and routes that fail in every way."""
     settings = settings_from(ENVIRONMENT)
-    made = FastAPI(middleware=middleware.layers(settings), redirect_slashes=False, openapi_url=None)
+    made = FastAPI(middleware=middleware.layers(settings, Gate(48, 96)), redirect_slashes=False, openapi_url=None)
     problems.install(made)
     made.state.resources = SimpleNamespace(tokens=Signer(settings.service.secret, "consistency token"))
 
@@ -239,7 +240,7 @@ async def test_metrics_are_counted_by_route_template_and_not_by_path(edge: httpx
 
 async def test_a_service_on_https_tells_browsers_to_stay_there() -> None:
     settings = settings_from(ENVIRONMENT | {"PUBLIC_URL": "https://shop.example"})
-    made = FastAPI(middleware=middleware.layers(settings))
+    made = FastAPI(middleware=middleware.layers(settings, Gate(48, 96)))
     problems.install(made)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(made), base_url="https://shop.example") as opened:
         answer = await opened.get("/health/nothing")

@@ -25,6 +25,7 @@ from app.scaling.near import Near
 from app.scaling.pipe import Pipe
 from app.scaling.ratelimit import Policy, RateLimiter, Verdict, tiers_of
 from app.scaling.redis_link import RedisDown
+from app.scaling.values import LEASE_MILLISECONDS
 
 # An ended session is refused everywhere within a second, also by an instance that no push reaches.
 KEPT_SECONDS = 1.0
@@ -37,11 +38,13 @@ MOST_LEASES = 10_000
 # The copy on the shard learns of use at most this often: idle time is then known to 5 minutes if Redis is lost.
 SEEN_EVERY = timedelta(minutes=5)
 
-# KEYS: session, positions, count of the limit, and where a value is asked for, the value.
+# KEYS: session, positions, count of the limit, and where a value is asked for, the value and the lease of who loads it.
 # ARGV: idle seconds, how fresh `seen` must be, now, wanted permits.
 # TIERS: quota and window (ms) by tier; `*` is that of a tier without one of its own.
 # Who has a permit wants none. Else a sixteenth of what is left at most, so that a caller near the limit is counted one
-# by one. The idle time is renewed once a sixtieth of it has passed: renewing is a write, and few requests need one.
+# by one. The idle time is renewed once a sixtieth of it has passed: renewing is a write, and few requests need one. A
+# value that is not there is claimed for a caller who is let in and has no positions; with positions the lease has
+# another name, which only they say.
 _ADMIT = """
 local raw = redis.call('GET', KEYS[1])
 if not raw then return 0 end
@@ -62,6 +65,9 @@ if wanted > 0 and used < quota then
   permits = math.max(1, math.min(wanted, math.floor((quota - used) / 16)))
   if used == 0 then redis.call('SET', KEYS[3], permits, 'PX', left) else redis.call('INCRBY', KEYS[3], permits) end
 end
+if KEYS[4] and not value and #positions == 0 and (permits > 0 or wanted == 0) then
+  value = redis.call('SET', KEYS[5], 1, 'NX', 'PX', LEASE) and 1 or 0
+end
 return {raw, permits, math.max(0, quota - used - permits), left, value or false, positions}
 """
 
@@ -72,13 +78,14 @@ class Admission(NamedTuple):
     Attributes:
         session: theirs.
         verdict: of their limit.
-        value: what Redis held under the name that was asked for along with it, or None.
+        value: what Redis held under the name that was asked for along with it; where it held nothing, whether it is now
+            the caller's to load, or None where that has to be asked still.
         positions: what their reads must have reached, as `Positions.heed` takes it.
     """
 
     session: Session
     verdict: Verdict
-    value: bytes | None
+    value: bytes | bool | None
     positions: Sequence[bytes]
 
 
@@ -124,7 +131,8 @@ class Admissions:
         self._default = next(iter(self._tiers.values()))
         limits = {"*": self._default, **self._tiers}
         written = ", ".join(f"['{name}'] = {{{each.quota}, {each.window * 1000}}}" for name, each in limits.items())
-        self._script = pipe.script(_ADMIT.replace("TIERS", f"{{{written}}}"))
+        script = _ADMIT.replace("TIERS", f"{{{written}}}").replace("LEASE", str(LEASE_MILLISECONDS))
+        self._script = pipe.script(script)
         self._leases: OrderedDict[str, _Lease] = OrderedDict()
         self._sweeping: asyncio.Task[None] | None = None
 
@@ -156,12 +164,12 @@ class Admissions:
         names = _names_of(token)
         return names.profile_id if names is not None and self._near.get(names.session) is not None else None
 
-    async def admit(self, token: str, value: str | None = None) -> Admission | None:
+    async def admit(self, token: str, value: tuple[str, str] | None = None) -> Admission | None:
         """Return the admission of the caller, in one round trip.
 
         Args:
             token: theirs.
-            value: the name of a cached value to bring along.
+            value: the names of a cached value to bring along and of its lease.
 
         Returns:
             None, with nothing counted, if Redis does not know the session or is down, or the session's copy has to be
@@ -183,15 +191,16 @@ class Admissions:
         with suppress(RedisDown):
             if value is not None:
                 if self._together:
-                    keys.append(value)
+                    keys += value
                 else:
-                    aside = self._values.ask(value, "GET", value)
+                    aside = self._values.ask(value[0], "GET", value[0])
             answer = await self._pipe.run(self._script, keys, (self._idle, fresh, now, wanted))
         if not answer:
             if lease is not None and used is not None:
                 lease.permits += 1
             return None
-        raw, permits, remaining, left, held, reached = answer
+        raw, permits, remaining, left, found, reached = answer
+        held = bool(found) if isinstance(found, int) else found
         if aside is not None:
             with suppress(RedisDown):  # then it is not there
                 held = await aside

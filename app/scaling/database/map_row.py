@@ -39,8 +39,9 @@ class MapRow:
         silent = Unavailable("The map of shards cannot be read; try again.", code="database_down")
         primary = self._catalog.replicas.primary
         try:
-            async with asyncio.timeout(self._settings.connect_timeout), primary.engine.connect() as connection:
-                return self._map((await connection.execute(select(shard_map))).first())
+            async with asyncio.timeout(self._settings.connect_timeout):
+                rows = await primary.all(select(shard_map))
+            return self._map(rows[0] if rows else None)
         except PoolTimeout as error:
             raise silent from error
         except dialect.ERRORS as error:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from sqlalchemy import Connection, ExceptionContext, Executable, event
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.core.settings import DatabaseSettings
@@ -48,6 +48,7 @@ __all__ = [
     "insert_ignore",
     "insert_together",
     "inserts_together",
+    "is_cut",
     "is_fenced",
     "json_has",
     "limits",
@@ -87,6 +88,9 @@ class Engine(Protocol):
 
     def cut(self, driver_connection: Any) -> None:
         """See `cut` below."""
+
+    def is_cut(self, driver_connection: Any) -> bool:
+        """See `is_cut` below."""
 
     async def commit_position(self, driver_connection: Any) -> int:
         """See `commit_position` below."""
@@ -128,7 +132,17 @@ def create_engine(url: str, settings: DatabaseSettings, *, autocommit: bool, nam
     """
     engine = _at(url).create_engine(url, settings, autocommit=autocommit, name=name, lock_timeout=LOCK_TIMEOUT)
     event.listen(engine.sync_engine, "handle_error", _drop_demoted)
+    event.listen(engine.sync_engine, "checkout", _replace_cut)
     return engine
+
+
+def _replace_cut(connection: Any, _record: Any, _proxy: Any) -> None:
+    """Have the pool replace a connection whose server has hung up, before anybody pays for it with a failed request.
+
+    After a restart every pooled connection of every instance is so.
+    """
+    if is_cut(connection.driver_connection):
+        raise DisconnectionError("the server has hung up")
 
 
 def _drop_demoted(failure: ExceptionContext) -> None:
@@ -166,6 +180,11 @@ async def connect(url: str, settings: DatabaseSettings, patience: float, *, name
 def cut(driver_connection: Any) -> None:
     """Break the connection off at once, without asking the server: whoever waits on it is told that it is lost."""
     _behind(driver_connection).cut(driver_connection)
+
+
+def is_cut(driver_connection: Any) -> bool:
+    """Say whether either side has hung up; asking costs nothing, unlike a ping."""
+    return _behind(driver_connection).is_cut(driver_connection)
 
 
 async def commit_position(driver_connection: Any) -> int:

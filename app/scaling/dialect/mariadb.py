@@ -19,8 +19,7 @@ from pymysql.constants import CLIENT, CR, ER
 from pymysql.err import InterfaceError, MySQLError, OperationalError
 from pymysql.protocol import OKPacketWrapper
 from sqlalchemy import Connection as SqlConnection
-from sqlalchemy import event, text
-from sqlalchemy.exc import DisconnectionError
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from app.core import wire
@@ -130,7 +129,7 @@ def create_engine(
             # Nobody answered the door. A statement that takes too long is another matter.
             raise ConnectionError("the server did not accept the connection in time") from error
 
-    engine = create_async_engine(
+    return create_async_engine(
         f"{mariadb_sql.DRIVER}://",
         async_creator=open_connection,
         isolation_level="AUTOCOMMIT" if autocommit else "READ COMMITTED",
@@ -146,8 +145,6 @@ def create_engine(
         json_serializer=lambda value: wire.encode(value).decode(),
         json_deserializer=wire.decode,
     )
-    event.listen(engine.sync_engine, "checkout", _replace_cut)
-    return engine
 
 
 def driver_url(url: str) -> str:
@@ -162,11 +159,6 @@ def hold_for_migrations(connection: SqlConnection, *, lock: int, seconds: int) -
     name = {"name": f"{connection.engine.url.database}.{lock}", "seconds": seconds}
     if not connection.scalar(text("SELECT GET_LOCK(:name, :seconds)"), name):
         raise OperationalError(ER.LOCK_WAIT_TIMEOUT, "another migration of this database goes on")
-
-
-def _replace_cut(connection: Any, _record: Any, _proxy: Any) -> None:
-    if connection.driver_connection.is_cut:
-        raise DisconnectionError("the server has hung up")
 
 
 async def connect(url: str, settings: DatabaseSettings, patience: float, *, name: str, **options: Any) -> Connection:
@@ -209,6 +201,11 @@ def check_version(version: str) -> None:
 def cut(driver_connection: Connection) -> None:
     """Break the connection off at once."""
     driver_connection.abort()
+
+
+def is_cut(driver_connection: Connection) -> bool:
+    """Ask the socket."""
+    return driver_connection.is_cut
 
 
 async def commit_position(driver_connection: Connection) -> int:

@@ -8,8 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 import asyncpg
-from sqlalchemy import JSON, Connection, Executable, TextClause, bindparam, event, text
-from sqlalchemy.exc import DisconnectionError
+from sqlalchemy import JSON, Connection, Executable, TextClause, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from app.core import wire
@@ -70,7 +69,7 @@ def create_engine(
     # Prepared statements stay on the connection of the server that prepared them, and the next one may meet another
     # connection behind a pooler: there each is unnamed, and sent whole.
     unprepared = {"prepared_statement_cache_size": 0, "prepared_statement_name_func": str} if pooled else {}
-    engine = create_async_engine(
+    return create_async_engine(
         "postgresql+asyncpg://",
         connect_args={"async_creator_fn": open_connection, **unprepared},
         isolation_level="AUTOCOMMIT" if autocommit else "READ COMMITTED",
@@ -83,8 +82,6 @@ def create_engine(
         json_serializer=lambda value: wire.encode(value).decode(),
         json_deserializer=wire.decode,
     )
-    event.listen(engine.sync_engine, "checkout", _replace_cut)
-    return engine
 
 
 def driver_url(url: str) -> str:
@@ -96,15 +93,6 @@ def hold_for_migrations(connection: Connection, *, lock: int, seconds: int) -> N
     """Hold an advisory lock until the transaction ends."""
     connection.execute(text(f"SET statement_timeout = '{seconds}s'"))
     connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": lock})
-
-
-def _replace_cut(connection: Any, _record: Any, _proxy: Any) -> None:
-    """Have the pool replace a connection whose server has hung up, before anybody pays for it with a failed request.
-
-    Asking the socket costs nothing, unlike a ping. After a restart every pooled connection of every instance is so.
-    """
-    if connection.driver_connection.is_closed():
-        raise DisconnectionError("the server has hung up")
 
 
 async def connect(
@@ -123,6 +111,11 @@ async def connect(
 def cut(driver_connection: asyncpg.Connection) -> None:
     """Break the connection off at once, without asking the server: whoever waits on it is told that it is lost."""
     driver_connection.terminate()
+
+
+def is_cut(driver_connection: asyncpg.Connection) -> bool:
+    """Ask the socket."""
+    return bool(driver_connection.is_closed())
 
 
 async def commit_position(driver_connection: asyncpg.Connection) -> int:
