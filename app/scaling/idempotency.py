@@ -22,11 +22,10 @@ from sqlalchemy import (
     Uuid,
     select,
 )
-from sqlalchemy.exc import DBAPIError
 
 from app.core import wire
-from app.core.errors import Conflict, Invalid
-from app.scaling.database import Writer, metadata
+from app.core.errors import Conflict, Invalid, Unavailable
+from app.scaling.database import Database, metadata
 from app.scaling.dialect import Rows, Trouble, trouble
 
 idempotency_keys = Table(
@@ -65,37 +64,35 @@ class Claim:
         canonical = wire.encode(body, sort=True)
         return cls(profile_id, route, key, hashlib.sha256(canonical).hexdigest())
 
-    async def take(self, writer: Writer, reply: dict[str, Any], *effects: Rows) -> dict[str, Any] | None:
-        """Claim the key for `reply` in the caller's transaction; return None, or the reply of the first call.
+    def row(self, reply: dict[str, Any]) -> Rows:
+        """Return the row that holds the key, and what later calls with it get."""
+        values = {
+            "profile_id": self.profile_id,
+            "route": self.route,
+            "key": self.key,
+            "fingerprint": self.fingerprint,
+            "reply": reply,
+            "created_at": datetime.now(UTC),
+        }
+        return Rows(idempotency_keys, [values])
+
+    async def take(self, database: Database, reply: dict[str, Any], *effects: Rows) -> dict[str, Any] | None:
+        """Claim the key for `reply`, in one transaction with its effects; return None, or the reply of the first call.
 
         Args:
-            writer: of the caller's transaction.
+            database: holds the keys of the caller.
             reply: what later calls with this key get.
             effects: rows to insert with the key if it is fresh, and not at all otherwise.
 
         Raises:
             Conflict: `idempotency_in_flight`, if the first call with this key does not end in time.
             Invalid: `idempotency_key_reused`, if the key came with another body.
+            Unavailable: if the database takes no writes.
         """
         try:
-            fresh = await writer.insert_once(
-                Rows(
-                    idempotency_keys,
-                    [
-                        {
-                            "profile_id": self.profile_id,
-                            "route": self.route,
-                            "key": self.key,
-                            "fingerprint": self.fingerprint,
-                            "reply": reply,
-                            "created_at": datetime.now(UTC),
-                        }
-                    ],
-                ),
-                *effects,
-            )
-        except DBAPIError as error:
-            if trouble(error) is not Trouble.BUSY:
+            fresh = await database.insert_once(self.profile_id, self.row(reply), *effects)
+        except Unavailable as error:
+            if error.__cause__ is None or trouble(error.__cause__) is not Trouble.BUSY:
                 raise
             raise Conflict(
                 "A request with this Idempotency-Key is still under way; try again with the same key.",
@@ -103,7 +100,7 @@ class Claim:
             ) from error
         if fresh:
             return None
-        row = await writer.first(
+        row = await database.reader(self.profile_id, newest=True).first(
             select(idempotency_keys.c.fingerprint, idempotency_keys.c.reply).where(
                 idempotency_keys.c.profile_id == self.profile_id,
                 idempotency_keys.c.route == self.route,

@@ -64,11 +64,10 @@ async def test_a_key_that_both_instances_get_at_once_is_one_order(
 
 @pytest.mark.sabotage(
     path="app/domain/orders/service.py",
-    take_out="""            stored = await claim.take(writer, reply, *_rows(order), placed)
+    take_out="""        stored = await claim.take(self._database, reply, *_rows(order), placed)
 """,
-    put="""            stored = await claim.take(writer, reply)
-        async with self._database.writer(profile_id, at_once=True) as writer:
-            await writer.insert_once(placed, *_rows(order))
+    put="""        stored = await claim.take(self._database, reply)
+        await self._database.insert_once(profile_id, placed, *_rows(order))
 """,
 )
 async def test_a_key_that_a_killed_instance_held_is_one_order_at_the_other_one(

@@ -105,7 +105,7 @@ async def test_a_wrong_statement_is_no_outage_and_shows_no_values(quiet: Resourc
 
 
 @pytest.mark.sabotage(
-    path="app/scaling/database/writer.py", take_out="        work.reached(shard.number, writer.position)\n", put=""
+    path="app/scaling/database/writer.py", take_out="    work.reached(shard.number, position)\n", put=""
 )
 async def test_a_commit_tells_the_work_the_position_that_its_reads_must_reach(
     quiet: Resources, servers: Servers, work: context.Work

@@ -72,11 +72,10 @@ async def test_an_order_its_items_its_key_and_its_message_are_one_transaction(
 
 @pytest.mark.sabotage(
     path="app/domain/orders/service.py",
-    take_out="""            stored = await claim.take(writer, reply, *_rows(order), placed)
+    take_out="""        stored = await claim.take(self._database, reply, *_rows(order), placed)
 """,
-    put="""            stored = await claim.take(writer, reply)
-        async with self._database.writer(profile_id, at_once=True) as writer:
-            await writer.insert_once(placed, *_rows(order))
+    put="""        stored = await claim.take(self._database, reply)
+        await self._database.insert_once(profile_id, placed, *_rows(order))
 """,
 )
 async def test_an_order_that_fails_at_its_last_row_leaves_none_and_its_key_is_free(

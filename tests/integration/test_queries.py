@@ -294,7 +294,7 @@ def test_every_route_has_a_budget_and_is_asked(shop: Shop) -> None:
 
 
 @pytest.mark.sabotage(
-    path="app/domain/orders/service.py", take_out="writer(profile_id, at_once=True)", put="writer(profile_id)"
+    path="app/scaling/database/__init__.py", take_out="        if statement is None:\n", put="        if statement:\n"
 )
 @pytest.mark.parametrize("route", SCENARIOS)
 async def test_a_route_stays_within_its_budget_of_round_trips(shop: Shop, route: str) -> None:

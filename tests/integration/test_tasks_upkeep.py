@@ -103,7 +103,7 @@ async def test_an_idempotency_key_is_kept_for_a_day_and_then_swept(apart: Apart)
     hours = (1, 23, 25, 100)
     async with apart.resources.database.writer(owner) as writer:
         for hour in hours:
-            await Claim.of(owner, "orders.place", f"{hour} hours old", {}).take(writer, {})
+            await writer.insert_once(Claim.of(owner, "orders.place", f"{hour} hours old", {}).row({}))
             old = (idempotency_keys.c.profile_id == owner) & (idempotency_keys.c.key == f"{hour} hours old")
             await writer.run(update(idempotency_keys).where(old).values(created_at=now - timedelta(hours=hour)))
     assert await attend(purge, apart.resources) is Outcome.DONE

@@ -77,10 +77,9 @@ class Orders:
         order = self._draft(profile_id, lines, currency, new.payment_method)
         reply = order.view()
         placed = outbox.message_row("order.placed", profile_id=profile_id, subject_id=order.id, payload=order.told())
-        async with self._database.writer(profile_id, at_once=True) as writer:
-            stored = await claim.take(writer, reply, *_rows(order), placed)
-            if stored is not None:
-                return Placed(stored, replayed=True)
+        stored = await claim.take(self._database, reply, *_rows(order), placed)
+        if stored is not None:
+            return Placed(stored, replayed=True)
         BUSINESS_EVENTS.labels("order", "placed").inc()
         return Placed(reply, replayed=False)
 

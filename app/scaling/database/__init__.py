@@ -20,11 +20,13 @@ from app.core import context
 from app.core.errors import Unavailable
 from app.core.ids import logical_shard
 from app.core.settings import DatabaseSettings
+from app.scaling import dialect
 from app.scaling.database.map_row import MapRow
 from app.scaling.database.reader import Reader
 from app.scaling.database.schema import metadata, shard_map
 from app.scaling.database.shard import CATALOG_SHARD, Place, Shard, own
-from app.scaling.database.writer import Transactions, Writer
+from app.scaling.database.writer import Insertion, Transactions, Writer
+from app.scaling.dialect import Rows
 from app.scaling.live_map import ALONE, LiveMap
 from app.scaling.positions import Positions
 from app.scaling.replicas import ReplicaSet
@@ -90,7 +92,7 @@ class Database:
         return Reader(partial(self._find, profile_id), newest=newest)
 
     @asynccontextmanager
-    async def writer(self, profile_id: UUID | None = None, *, at_once: bool = False) -> AsyncIterator[Writer]:
+    async def writer(self, profile_id: UUID | None = None) -> AsyncIterator[Writer]:
         """Open a transaction on the profile's shard, or on the catalog without one, and commit it at the end.
 
         An exception inside the block rolls everything back. Once the block is left without one, every later read for
@@ -98,8 +100,6 @@ class Database:
 
         Args:
             profile_id: whose shard.
-            at_once: the block writes with one `insert_once` and otherwise only reads: where the engine can, that one
-                statement is the transaction, which saves the round trips of BEGIN and COMMIT.
 
         Raises:
             Unavailable: if the primary cannot be reached, is lost before the commit is known, or has others to serve
@@ -110,16 +110,42 @@ class Database:
         shard = self._shard(places, profile_id)
         reading = profile_id or context.current().profile_id
         if self._positions is None or reading is None:
-            async with self._transactions.open(shard, places, at_once=at_once) as writer:
+            async with self._transactions.open(shard, places) as writer:
                 yield writer
             return
         mark = await self._positions.mark(reading, shard.number)
         opened: Writer | None = None
         try:
-            async with self._transactions.open(shard, places, at_once=at_once) as opened:
+            async with self._transactions.open(shard, places) as opened:
                 yield opened
         finally:
             await self._positions.settle(mark, opened.position if opened else 0)
+
+    async def insert_once(self, profile_id: UUID, first: Rows, *others: Rows) -> bool:
+        """Insert rows of the profile as `Writer.insert_once` does, in a transaction of their own.
+
+        Where the engine can, one statement is that transaction, which saves the round trips of BEGIN and COMMIT. Later
+        reads see what was written, or found, as after `writer`.
+
+        Raises:
+            As `writer`.
+        """
+        places = await self.map.for_writing(logical_shard(profile_id))
+        shard = self._shard(places, profile_id)
+        # Citus finds no node for a statement that inserts into several tables what it reads from a parameter.
+        together = self._settings.spread == "none"
+        statement = dialect.insert_together(shard.replicas.primary.url, first, others) if together else None
+        if statement is None:
+            async with self.writer(profile_id) as writer:
+                return await writer.insert_once(first, *others)
+        insertion = Insertion(shard, *statement)
+        if self._positions is None:
+            return await self._transactions.insert(insertion)
+        mark = await self._positions.mark(profile_id, shard.number)
+        try:
+            return await self._transactions.insert(insertion)
+        finally:
+            await self._positions.settle(mark, insertion.position)
 
     def readers(self) -> tuple[Reader, ...]:
         """Return a reader of each shard, for questions about the databases themselves; for rows, see `everywhere`."""

@@ -5,10 +5,10 @@ commit whose position nobody could tell any more is still a commit.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from time import monotonic
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 from sqlalchemy import Column, ColumnElement, Executable, Row, insert
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -27,18 +27,15 @@ from app.scaling.node import Node
 from app.scaling.positions import MARK_SECONDS
 from app.scaling.sharding import ShardMap
 
+_Connection = TypeVar("_Connection")
+
 
 class Writer:
     """One transaction on a primary. Do not build one, and do not commit: `async with database.writer(...)` does."""
 
-    def __init__(
-        self, connection: AsyncConnection, shard: int, places: ShardMap, *, url: str, together: bool, at_once: bool
-    ) -> None:
+    def __init__(self, connection: AsyncConnection, shard: int, places: ShardMap) -> None:
         self._connection = connection
         self._places = places
-        self._url = url
-        self._together = together
-        self._at_once = at_once
         self.shard = shard
         # What reads must have reached to see it: nothing until the commit begins, and all there is until its end is
         # known.
@@ -59,26 +56,10 @@ class Writer:
 
         It waits for a transaction that is inserting the same key.
         """
-        statement = dialect.insert_together(self._url, first, others) if self._together else None
-        if statement is not None:
-            return await self._insert_together(statement)
         inserted = await self.run(dialect.insert_ignore(first.table), first.values)
         for rows in others if inserted else ():
             await self.run(insert(rows.table), rows.values)
         return bool(inserted)
-
-    async def _insert_together(self, statement: Executable) -> bool:
-        if self._at_once:
-            self.position = NEWEST
-        try:
-            (row,) = await self.all(statement)
-        except dialect.ERRORS as error:
-            if dialect.trouble(error) not in {Trouble.LOST, Trouble.SLOW}:
-                self.position = 0  # the server has said that nothing is committed
-            raise
-        if not row.inserted:
-            self.position = 0
-        return bool(row.inserted)
 
     async def all(self, statement: Executable) -> Sequence[Row[Any]]:
         """Run the statement and return all rows."""
@@ -106,6 +87,23 @@ class Writer:
         return result
 
 
+class Insertion:
+    """Rows that are yet to be inserted by one statement, which is a transaction by itself.
+
+    Args:
+        shard: where.
+        text: of the statement, as `dialect.insert_together` makes it.
+        values: of the statement.
+    """
+
+    def __init__(self, shard: Shard, text: str, values: Sequence[Any]) -> None:
+        self.shard = shard
+        self.text = text
+        self.values = values
+        # As a writer's: the commit begins with the statement.
+        self.position = NEWEST
+
+
 class Transactions:
     """Opens transactions on the primaries.
 
@@ -119,56 +117,104 @@ class Transactions:
         self._map = live_map
 
     @asynccontextmanager
-    async def open(self, shard: Shard, places: ShardMap, *, at_once: bool = False) -> AsyncIterator[Writer]:
+    async def open(self, shard: Shard, places: ShardMap) -> AsyncIterator[Writer]:
         """Open a transaction on a shard that `places` has led to, and commit it at the end; see `Database.writer`."""
         node, since = shard.replicas.primary, monotonic()
         async with AsyncExitStack() as stack:
             try:
                 connection = await self._connect(node, stack)
-                # Citus finds no node for a statement that inserts into several tables what it reads from a parameter.
-                together = self._settings.spread == "none" and dialect.inserts_together(node.url)
-                at_once = at_once and together
-                if at_once:  # each statement commits by itself then; to say so asks nobody
-                    await connection.execution_options(isolation_level="AUTOCOMMIT")
-                writer = Writer(connection, shard.number, places, url=node.url, together=together, at_once=at_once)
+                writer = Writer(connection, shard.number, places)
                 async with connection.begin():
                     yield writer
                     writer.position = NEWEST
                 writer.committed()
-                writer.position = await self._position(connection)
+                writer.position = await self._position((await connection.get_raw_connection()).driver_connection)
             except dialect.ERRORS as error:
-                if dialect.is_fenced(error):
-                    self._map.doubt()
-                    raise Unavailable("This data is being moved; try again.", code="shard_moving") from error
-                refuse(error, alive=node.answered_at > since)
-        work = context.current()
-        work.reached(shard.number, writer.position)
-        work.wrote.add(shard.number)
+                self._refuse(error, alive=node.answered_at > since)
+        _tell(shard, writer.position)
+
+    async def insert(self, insertion: Insertion) -> bool:
+        """Send the one statement past SQLAlchemy, to which a transaction is several steps; return whether it inserted.
+
+        The engine commits a statement that stands alone by itself.
+        """
+        shard = insertion.shard
+        node, since = shard.replicas.primary, monotonic()
+        try:
+            async with self._driver(node) as driver_connection:
+                with context.current().timed("db", "primary"):
+                    ((inserted,),) = await dialect.fetch(driver_connection, insertion.text, insertion.values)
+                statements_of(shard.number, "primary", "ok").inc()
+                insertion.position = await self._position(driver_connection)
+        except dialect.ERRORS as error:
+            if dialect.trouble(error) not in {Trouble.LOST, Trouble.SLOW}:
+                insertion.position = 0  # the server has said that nothing is committed
+            self._refuse(error, alive=node.answered_at > since)
+        _tell(shard, insertion.position)
+        return bool(inserted)
+
+    @asynccontextmanager
+    async def _driver(self, node: Node) -> AsyncIterator[Any]:
+        """Take a connection of the driver's own for the block; one that is not known to be as before is replaced."""
+        connection = await self._in_time(node, node.writes.raw_connection())
+        driver_connection = connection.driver_connection
+        node.in_use.add(driver_connection)
+        try:
+            yield driver_connection
+        except dialect.ERRORS as error:
+            trouble = dialect.trouble(error)
+            if trouble not in {None, Trouble.BUSY}:
+                connection.invalidate()
+            if trouble is Trouble.READ_ONLY:
+                await node.writes.dispose()  # those in the pool lead to the same server
+            raise
+        except asyncio.CancelledError:
+            connection.invalidate()  # the answer is still to come, and would be taken for the next one's
+            raise
+        finally:
+            node.in_use.discard(driver_connection)
+            connection.close()
+
+    def _refuse(self, error: Exception, *, alive: bool) -> NoReturn:
+        if dialect.is_fenced(error):
+            self._map.doubt()
+            raise Unavailable("This data is being moved; try again.", code="shard_moving") from error
+        refuse(error, alive=alive)
 
     async def _connect(self, node: Node, stack: AsyncExitStack) -> AsyncConnection:
-        """Take a connection for a transaction until `stack` ends; waiting for one and opening it count together."""
-        try:
-            async with asyncio.timeout(self._settings.pool_timeout):
-                connection = await stack.enter_async_context(node.writes.connect())
-        except (PoolTimeout, TimeoutError) as error:
-            if node.answers:
-                raise all_in_use() from error
-            raise ConnectionError("the primary does not answer") from error
+        """Take a connection for a transaction until `stack` ends."""
+        connection = await self._in_time(node, stack.enter_async_context(node.writes.connect()))
         driver_connection = (await connection.get_raw_connection()).driver_connection
         node.in_use.add(driver_connection)
         stack.callback(node.in_use.discard, driver_connection)
         return connection
 
-    async def _position(self, connection: AsyncConnection) -> int:
+    async def _in_time(self, node: Node, connecting: Awaitable[_Connection]) -> _Connection:
+        """Return a connection; waiting for one and opening it count together."""
+        try:
+            async with asyncio.timeout(self._settings.pool_timeout):
+                return await connecting
+        except (PoolTimeout, TimeoutError) as error:
+            if node.answers:
+                raise all_in_use() from error
+            raise ConnectionError("the primary does not answer") from error
+
+    async def _position(self, driver_connection: Any) -> int:
         """Return the position of what has just been committed.
 
         A primary that is lost at this very moment has committed: that is success, and later reads of the work ask for
         the newest position there can be, which only a primary has, until no replica that answers can lack the commit.
         """
         try:
-            raw = await connection.get_raw_connection()
-            return await dialect.commit_position(raw.driver_connection)
+            return await dialect.commit_position(driver_connection)
         except dialect.ERRORS as error:
             if dialect.trouble(error) is None:
                 raise
             return unknown_position(MARK_SECONDS + self._settings.replica_max_lag)
+
+
+def _tell(shard: Shard, position: int) -> None:
+    """Note on the work at hand what it has written, and up to where its later reads must see."""
+    work = context.current()
+    work.reached(shard.number, position)
+    work.wrote.add(shard.number)

@@ -8,7 +8,7 @@ same functions, `Engine`. A position is the engine's log position as one integer
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, ExceptionContext, Executable, event
+from sqlalchemy import Connection, ExceptionContext, event
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -47,7 +47,6 @@ __all__ = [
     "insert_adding",
     "insert_ignore",
     "insert_together",
-    "inserts_together",
     "is_cut",
     "is_fenced",
     "json_has",
@@ -70,7 +69,6 @@ class Engine(Protocol):
     """What a room of an engine offers; connections are the driver's own."""
 
     DRIVER_ERRORS: tuple[type[Exception], ...]
-    INSERTS_TOGETHER: bool  # whether `insert_together` returns a statement
 
     def create_engine(
         self, url: str, settings: DatabaseSettings, *, autocommit: bool, name: str, lock_timeout: int
@@ -98,7 +96,7 @@ class Engine(Protocol):
     async def fetch(self, driver_connection: Any, text: str, values: Sequence[Any]) -> Sequence[Any]:
         """See `fetch` below."""
 
-    def insert_together(self, first: Rows, others: Sequence[Rows]) -> Executable | None:
+    def insert_together(self, first: Rows, others: Sequence[Rows]) -> tuple[str, Sequence[Any]] | None:
         """See `insert_together` below."""
 
     async def limits(self, driver_connection: Any) -> Limits:
@@ -203,18 +201,14 @@ async def fetch(driver_connection: Any, text: str, values: Sequence[Any]) -> Seq
     return await _behind(driver_connection).fetch(driver_connection, text, values)
 
 
-def insert_together(url: str, first: Rows, others: Sequence[Rows] = ()) -> Executable | None:
+def insert_together(url: str, first: Rows, others: Sequence[Rows] = ()) -> tuple[str, Sequence[Any]] | None:
     """Return one statement that inserts the one row of `first`, unless its key is there, and only then the `others`.
 
-    Its answer has one column `inserted`, 1 or 0. It waits for a transaction that is inserting the same key. None where
-    the engine at `url` cannot say that in one statement.
+    It is a text and its values, as `fetch` takes them. Its answer is one row with one column, 1 or 0: whether it did.
+    It waits for a transaction that is inserting the same key. None where the engine at `url` cannot say that in one
+    statement.
     """
     return _at(url).insert_together(first, others)
-
-
-def inserts_together(url: str) -> bool:
-    """Say whether the engine at `url` has such a statement."""
-    return _at(url).INSERTS_TOGETHER
 
 
 async def limits(driver_connection: Any) -> Limits:

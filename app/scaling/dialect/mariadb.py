@@ -29,7 +29,6 @@ from app.scaling.dialect.answers import Limits, State, Trouble
 from app.scaling.dialect.statements import Rows
 
 DRIVER_ERRORS: tuple[type[Exception], ...] = (MySQLError,)
-INSERTS_TOGETHER = False
 PORT = 3306
 OLDEST = (10, 6)  # the first that skips locked rows
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 import asyncpg
-from sqlalchemy import JSON, Connection, Executable, TextClause, bindparam, text
+from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from app.core import wire
@@ -41,7 +41,6 @@ _TIME_LIMITS = ["statement_timeout", "idle_in_transaction_session_timeout", "loc
 
 # asyncpg's own default: statements that go past SQLAlchemy are a handful.
 STATEMENTS_KEPT = 100
-INSERTS_TOGETHER = True
 
 # The internal error is what asyncpg makes of a server that hangs up in the middle of the connection's first steps, as
 # one that is starting does.
@@ -129,30 +128,27 @@ async def fetch(driver_connection: asyncpg.Connection, text: str, values: Sequen
     return rows
 
 
-def insert_together(first: Rows, others: Sequence[Rows]) -> Executable:
+def insert_together(first: Rows, others: Sequence[Rows]) -> tuple[str, Sequence[Any]]:
     """Return the statement: common table expressions that all depend on whether the first one has inserted.
 
     The rows come as JSON, so that the statement is the same for one row and for a hundred.
     """
     together = (first, *others)
     names = tuple((rows.table.name, tuple(rows.values[0])) for rows in together)
-    parameters = [
-        bindparam(f"rows{number}", list(rows.values), type_=JSON, unique=False) for number, rows in enumerate(together)
-    ]
-    return _together(names).bindparams(*parameters)
+    return _together(names), [wire.encode(list(rows.values)).decode() for rows in together]
 
 
 @lru_cache
-def _together(names: tuple[tuple[str, tuple[str, ...]], ...]) -> TextClause:
+def _together(names: tuple[tuple[str, tuple[str, ...]], ...]) -> str:
     inserts = []
-    for number, (table, columns) in enumerate(names):
+    for number, (table, columns) in enumerate(names, start=1):
         listed = ", ".join(f'"{column}"' for column in columns)
-        source = f'json_populate_recordset(NULL::"{table}", :rows{number})'
+        source = f'json_populate_recordset(NULL::"{table}", ${number})'
         inserts.append(f'INSERT INTO "{table}" ({listed}) SELECT {listed} FROM {source}')  # noqa: S608  # our own names
     inserts[0] += " ON CONFLICT DO NOTHING RETURNING 1"
     inserts[1:] = [f"{insert} WHERE EXISTS (SELECT FROM part0)" for insert in inserts[1:]]
     parts = ", ".join(f"part{number} AS ({insert})" for number, insert in enumerate(inserts))
-    return text(f"WITH {parts} SELECT count(*) AS inserted FROM part0")  # noqa: S608  # the same
+    return f"WITH {parts} SELECT count(*) FROM part0"  # noqa: S608  # the same
 
 
 async def limits(driver_connection: asyncpg.Connection) -> Limits:
