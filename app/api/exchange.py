@@ -6,6 +6,7 @@ whatever answers in the end, a route or an error, so nobody has to wrap anybody 
 
 import asyncio
 from dataclasses import dataclass, field
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import cast
 from urllib.parse import urlsplit
@@ -131,6 +132,8 @@ def limit_subject(address: str) -> str:
     return str(ip_network((parsed, 64), strict=False)) if isinstance(parsed, IPv6Address) else str(parsed)
 
 
+# Addresses of balancers and of the callers of the last moments; reading one and comparing it costs as much as a route.
+@lru_cache(maxsize=4096)
 def within(address: str, networks: tuple[IPvAnyNetwork, ...]) -> bool:
     """Return whether the address is in one of the networks; what is no address is in none."""
     parsed = _parse(address)

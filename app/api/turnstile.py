@@ -48,6 +48,7 @@ class _Exchanged:
         self._may_end = True
         self._safe = safe
         self._gone = asyncio.Event()
+        self._watching: asyncio.Task[None] | None = None
         self._place = AsyncExitStack()
 
     async def serve(self, app: ASGIApp, scope: Scope, gate: Gate) -> None:
@@ -55,7 +56,9 @@ class _Exchanged:
         work = asyncio.current_task()
         if work is None:
             raise RuntimeError("a request is served in a task")
-        watch = asyncio.create_task(self._watch(work), name="client")
+        # A change whose turn has come is never ended, so nobody looks after its client unless somebody asks.
+        if self._safe or gate.full:
+            self._watch(work)
         try:
             async with self._place:
                 await self._place.enter_async_context(gate.pass_through(_caller(scope)))
@@ -65,13 +68,15 @@ class _Exchanged:
             if not self._gone.is_set() or work.uncancel() > 0:
                 raise
         finally:
-            watch.cancel()
+            if self._watching is not None:
+                self._watching.cancel()
 
     async def receive(self) -> Message:
         """Give the body, and after it the news that the client is gone."""
         if self._body is not None:
             body, self._body = self._body, None
             return {"type": "http.request", "body": body, "more_body": False}
+        self._watch(None)
         await self._gone.wait()
         return {"type": "http.disconnect"}
 
@@ -85,11 +90,16 @@ class _Exchanged:
             self._may_end = False
         await self._send(message)
 
-    async def _watch(self, work: "asyncio.Task[None]") -> None:
+    def _watch(self, work: "asyncio.Task[None] | None") -> None:
+        """Look after the client from now on, and end `work` with it if it may end."""
+        if self._watching is None:
+            self._watching = asyncio.create_task(self._look(work), name="client")
+
+    async def _look(self, work: "asyncio.Task[None] | None") -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         self._gone.set()
-        if self._may_end:
+        if work is not None and self._may_end:
             work.cancel()
 
 

@@ -36,6 +36,11 @@ class Gate:
         # Each caller's requests in the order of their arrival; whose turn is next stands first.
         self._lines: dict[Hashable, deque[_Turn]] = {}
 
+    @property
+    def full(self) -> bool:
+        """Whether the next one has to wait."""
+        return not self._free
+
     @asynccontextmanager
     async def pass_through(self, caller: Hashable) -> AsyncIterator[None]:
         """Hold a place for the block.

@@ -8,7 +8,6 @@ While it stands only the primary answers the profile: so nobody who has seen a c
 next, whoever wrote it, a request or a worker. A process that dies in between leaves the mark, which then runs out.
 """
 
-import asyncio
 import secrets
 from collections.abc import Sequence
 from contextlib import suppress
@@ -79,10 +78,11 @@ class Positions:
         until = int((time() + self._mark_seconds) * 1000)
         name = name_of(profile_id)
         with suppress(RedisDown):
-            await asyncio.gather(
-                self._pipe.ask(name, "HSET", name, mark.field, until),
-                self._pipe.ask(name, "EXPIRE", name, POSITIONS_TTL),
-            )
+            # Both are sent together, and answered in order.
+            noted = self._pipe.ask(name, "HSET", name, mark.field, until)
+            kept = self._pipe.ask(name, "EXPIRE", name, POSITIONS_TTL)
+            await noted
+            await kept
         return mark
 
     async def settle(self, mark: Mark, position: int) -> None:

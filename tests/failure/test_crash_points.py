@@ -93,6 +93,24 @@ async def test_every_order_comes_right_whatever_is_killed_wherever(shop: Shop, t
     await check_books(shop, {scarce.id: 0, plenty.id: PIECES - len(kept)}, sold.total(), len(regretted))
 
 
+@pytest.mark.sabotage("tests/failure/books.py", '{await told(shop, order)}") from error', '") from error')
+async def test_a_check_that_fails_tells_the_whole_history_of_the_order(shop: Shop) -> None:
+    product, customer = await made(shop, PIECES), await shop.customer()
+    order = await place(shop, customer, product, "tok_ok")
+    with pytest.raises(AssertionError) as failure:  # nobody works on it, so it is at no end
+        await check_orders(shop, [order], set())
+    for fact in (
+        "order: ",
+        "processing",
+        "order.placed",
+        "receipts: none",
+        "ledger: none",
+        "mails: none",
+        str(order.id),
+    ):
+        assert fact in str(failure.value)
+
+
 def deaths_in(folder: Path) -> Counter[str]:
     """Return how many processes have died at each point."""
     return Counter(path.name.removeprefix("died-").rsplit("-", 5)[0] for path in folder.glob("died-*"))
