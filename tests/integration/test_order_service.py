@@ -10,7 +10,6 @@ import pytest
 from conftest import until
 from quiet import REPLICAS, Servers, stranger
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
 
 from app.core import context
 from app.core.errors import Conflict, Invalid, NotFound, Unavailable
@@ -22,7 +21,7 @@ from app.domain.orders.invoicing import key_of
 from app.domain.orders.rules import NewItem, NewOrder, Order
 from app.domain.orders.service import PLACE
 from app.domain.profiles.rules import NewProfile, Profile
-from app.scaling import outbox
+from app.scaling import dialect, outbox
 from app.scaling.cache import PRODUCT
 from app.scaling.dialect import Rows
 from app.scaling.idempotency import Claim
@@ -89,7 +88,7 @@ async def test_an_order_that_fails_at_its_last_row_leaves_none_and_its_key_is_fr
     pen, key = await product_of(quiet), uuid4().hex
     with monkeypatch.context() as patched:
         patched.setattr(outbox, "message_row", too_long)
-        with pytest.raises(DBAPIError):
+        with pytest.raises(dialect.ERRORS):
             await place(quiet, profile, NewItem(pen.id, 1), key=key)
     tables = ("orders", "order_items", "idempotency_keys")
     assert [await count(servers, table, profile) for table in tables] == [0, 0, 0]
