@@ -54,7 +54,11 @@ async def tapped(cluster: Cluster) -> AsyncIterator[tuple[Shop, set[str]]]:
                 yield await Shop(replace(apart, resources=resources), cluster).open(), wire.statements
 
 
-@pytest.mark.sabotage(path="app/scaling/database/writer.py", take_out='self._settings.spread == "none" and ', put="")
+@pytest.mark.sabotage(
+    path="app/scaling/database/__init__.py",
+    take_out='together = self._settings.spread == "none"',
+    put="together = True",
+)
 async def test_every_statement_of_an_order_and_of_upkeep_names_the_profile(tapped: tuple[Shop, set[str]]) -> None:
     shop, statements = tapped
     for method in ("tok_ok", "tok_declined", "tok_lost"):
