@@ -47,6 +47,8 @@ def starts_with(file: Path, beginning: bytes) -> bool:
 
 def main() -> None:
     """Do it, and exit with what went wrong."""
+    # Whoever is started in the background may have been told to ignore Ctrl-C, and tells its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "make-run.log"
         environment = os.environ | {"PORT": str(free_port())}
