@@ -216,6 +216,25 @@ def check(
         raise typer.Exit(operations.check(instances, surge, workers, relays))
 
 
+@cli.command(rich_help_panel="Operations")
+def plan(
+    *,
+    rps: Annotated[float, typer.Option(help="Requests a second at the peak.")],
+    hit_rate: Annotated[float, typer.Option(help="Share of the reads that the cache answers.")] = 0.7,
+    read_share: Annotated[float, typer.Option(help="Share of the requests that read.")] = 0.9,
+    order_share: Annotated[float, typer.Option(help="Share of the writes that place an order.")] = 0.1,
+    connections: Annotated[int, typer.Option(help="What each database server allows.")] = 1515,
+    pooler: Annotated[bool, typer.Option("--pooler", help="PgBouncer stands before each database server.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Say how much of everything a load takes, what it costs a month, and why: from what was measured."""
+    with _cluster_errors():
+        from deploy.capacity import report  # noqa: PLC0415
+
+        code = report.tell(rps, hit_rate, read_share, order_share, allowed=connections, pooler=pooler, as_json=as_json)
+    raise typer.Exit(code)
+
+
 @letters.command("list")
 def list_letters(
     *, everything: Annotated[bool, typer.Option("--all", help="Show those that were replayed, too.")] = False

@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -196,8 +197,9 @@ def measure(sides: list[Side], path: str, token: str, rounds: int, seconds: tupl
 
 
 def machine() -> dict[str, object]:
-    """Return what has been measured on, and how busy it was."""
+    """Return what has been measured on, when, and how busy it was."""
     return {
+        "date": datetime.now(UTC).date().isoformat(),
         "cores": os.cpu_count(),
         "processor": _processor(),
         "python": platform.python_version(),

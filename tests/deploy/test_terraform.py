@@ -10,6 +10,7 @@ import pytest
 from app.api import serving
 from app.core.settings import ServiceSettings, environment_names
 from app.domain.profiles.avatars import AVATARS
+from deploy.capacity import model, report
 from deploy.terraform import costs
 from workers.tasks import TASKS
 
@@ -81,22 +82,28 @@ def test_a_machine_that_leaves_lets_its_work_end() -> None:
 @pytest.mark.sabotage("deploy/terraform/prices-2026-11.json", '"c7g.large": 0.0725', '"c7g.large": 0.0825')
 def test_the_costs_on_the_page_are_those_of_the_newest_prices() -> None:
     page = costs.PAGE.read_text()
-    assert page == costs.written(page), "python -m deploy.terraform.costs"
+    assert page == costs.written(page), "python -m deploy.capacity"
     assert [f"| {requests:,} |" in page for requests in costs.SIZES] == [True] * 6
+
+
+def test_the_plan_on_the_page_is_of_the_newest_figures() -> None:
+    page = report.PAGE.read_text()
+    assert "\nFor 1,000 requests a second at the peak" in page
+    assert page == report.written(page), "python -m deploy.capacity"
 
 
 def test_the_costs_are_of_what_terraform_makes() -> None:
     modules = {path.parent.name: path.read_text() for path in TERRAFORM.glob("modules/*/main.tf")}
     variables = (TERRAFORM / "variables.tf").read_text()
-    usual = costs.size(500)
+    usual = costs.size(1_000)
     chosen = {"instance_type": usual.machine, "database_class": usual.database, "cache_node": usual.redis}
     for variable, type_ in chosen.items():
         assert re.search(rf'variable "{variable}" \{{[^}}]*default\s+= "{type_}"', variables)
-    assert re.search(rf'variable "replicas" \{{[^}}]*default\s+= {costs.REPLICAS}\b', variables)
+    assert re.search(rf'variable "replicas" \{{[^}}]*default\s+= {model.REPLICAS}\b', variables)
     main = (TERRAFORM / "main.tf").read_text()
     (nodes,) = re.findall(r"num_cache_clusters\s+= (\d)", modules["redis"])
     assert main.count("./modules/redis") * int(nodes) == costs.REDIS_NODES
-    assert re.findall(r"minimum\s+= (\d)", main) == [str(costs.FEWEST)] * 2
+    assert re.findall(r"minimum\s+= (\d)", main) == [str(model.FEWEST)] * 2
     assert f"allocated_storage     = {costs.DATABASE_GIGABYTES}" in modules["database"]
     assert f"volume_size           = {costs.MACHINE_GIGABYTES}" in modules["service"]
     assert re.search(rf'"aws_nat_gateway" "this" \{{\s+count = {costs.ZONES}', modules["network"])
@@ -105,4 +112,6 @@ def test_the_costs_are_of_what_terraform_makes() -> None:
 def test_no_size_asks_a_database_for_more_connections_than_it_allows() -> None:
     database = (TERRAFORM / "modules" / "database" / "main.tf").read_text()
     (allowed,) = {int(number) for number in re.findall(r'"max_connections"\s*= "(\d+)"', database)}
-    assert max(costs.size(requests).connections for requests in costs.SIZES) < allowed
+    # PostgreSQL keeps three for itself and RDS two.
+    assert int(allowed) == model.CONNECTIONS + 5
+    assert max(costs.size(requests).connections for requests in costs.SIZES) <= model.CONNECTIONS
