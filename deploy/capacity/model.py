@@ -265,8 +265,9 @@ def _databases(demand: Demand, *, small: bool) -> tuple[str, int, int, list[str]
         [
             (
                 f"The primary writes {written:,.0f} statements a second ({STATEMENTS_OF_A_WRITE} a write) and the "
-                f"replicas answer {demand.misses:,.0f}; a core is assumed to do {STATEMENTS_OF_A_CORE:,}. With "
-                f"one replica gone the others must still do: {reach} of class {name} with a standby, {replicas} replicas each."
+                f"replicas answer {demand.misses:,.0f}; a core is assumed to do {STATEMENTS_OF_A_CORE:,}. With one "
+                f"replica gone the others must still do: {reach} of class {name} with a standby, {replicas} replicas "
+                f"each."
             ),
         ],
     )
