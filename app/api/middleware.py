@@ -32,7 +32,7 @@ from app.api.exchange import (
     timing_of,
 )
 from app.api.hotpath import found_of
-from app.api.limits import Exceeded, judge, limits_of
+from app.api.limits import Exceeded, Limits, judge, limits_of
 from app.api.security import CONTENT_POLICY, VARY, fixed_headers
 from app.api.turnstile import Turnstile
 from app.core import context
@@ -45,6 +45,7 @@ from app.domain.sessions.admission import Admission
 from app.domain.sessions.rules import Session
 from app.scaling.gate import Gate
 from app.scaling.storage import LINK_PATH
+from app.wiring import Resources
 
 log = logger(__name__)
 
@@ -298,23 +299,44 @@ class Callers:
             if cookie is not None and scope["method"] not in SAFE:
                 self._check_origin(headers)
             return
-        # A token that Redis does not know costs a read of the shard, which must not be free for whoever invents them:
-        # its address pays first, and is paid back if the session is real.
-        subject = limit_subject(exchange.address)
-        await limits.count(exchange, resources.limiter, limits.anonymous, subject)
-        session = await resources.sessions.find(token) if token else None
+        session = None
+        if token:
+            session = await self._ask_the_copy(token, exchange, resources, limits)
+        else:
+            await limits.count(exchange, resources.limiter, limits.anonymous, limit_subject(exchange.address))
         if session is None:
             if bearer is not None:
                 raise Unauthenticated("This token is not valid (any more); sign in again.", code="invalid_token")
             if cookie is not None:
                 exchange.cookie = session_cookie("", 0, self._settings)
             return
-        await resources.limiter.give_back(limits.anonymous, subject)
-        exchange.verdict = None
         self._signed_in(exchange, session)
         await limits.count(exchange, resources.limiter, limits.tier(session.tier), str(session.profile_id))
         if cookie is not None and scope["method"] not in SAFE:
             self._check_origin(headers)
+
+    @staticmethod
+    async def _ask_the_copy(token: str, exchange: Exchange, resources: Resources, limits: Limits) -> Session | None:
+        """Return the session of a token that Redis does not know.
+
+        It costs a read of the shard, which must not be free for whoever invents tokens: the address pays first, and is
+        paid back if the session is real. One that was real here before pays only once it is no more: when Redis is
+        lost, everybody behind one address comes this way at once.
+        """
+        subject = limit_subject(exchange.address)
+        was_real = resources.admissions.vouches_for(token)
+        if not was_real:
+            await limits.count(exchange, resources.limiter, limits.anonymous, subject)
+        session = await resources.sessions.find(token)
+        if session is not None:
+            if not was_real:
+                await resources.limiter.give_back(limits.anonymous, subject)
+                exchange.verdict = None
+            resources.admissions.vouch(token)
+        elif was_real:
+            resources.admissions.doubt(token)
+            await limits.count(exchange, resources.limiter, limits.anonymous, subject)
+        return session
 
     @staticmethod
     def _signed_in(exchange: Exchange, session: Session) -> None:

@@ -231,10 +231,12 @@ def _statements() -> float:
 
 @pytest.mark.sabotage(
     path="app/api/middleware.py",
-    take_out="        await limits.count(exchange, resources.limiter, limits.anonymous, subject)\n"
-    "        session = await resources.sessions.find(token) if token else None\n",
-    put="        session = await resources.sessions.find(token) if token else None\n"
-    "        await limits.count(exchange, resources.limiter, limits.anonymous, subject)\n",
+    take_out="            await limits.count(exchange, resources.limiter, limits.anonymous, subject)\n"
+    "        session = await resources.sessions.find(token)\n",
+    put="            pass\n"
+    "        session = await resources.sessions.find(token)\n"
+    "        if session is None and not was_real:\n"
+    "            await limits.count(exchange, resources.limiter, limits.anonymous, subject)\n",
 )
 async def test_tokens_that_somebody_makes_up_cost_no_reads_past_the_limit_of_their_address(
     connect: Connect, new_customer: Make
@@ -251,8 +253,8 @@ async def test_tokens_that_somebody_makes_up_cost_no_reads_past_the_limit_of_the
 
 @pytest.mark.sabotage(
     path="app/api/middleware.py",
-    take_out="        await resources.limiter.give_back(limits.anonymous, subject)\n        exchange.verdict = None\n",
-    put="        exchange.verdict = None\n",
+    take_out="                await resources.limiter.give_back(limits.anonymous, subject)\n",
+    put="",
 )
 async def test_a_customer_whom_redis_has_forgotten_does_not_pay_as_a_stranger(
     connect: Connect, resources: Resources, new_customer: Make
@@ -263,6 +265,45 @@ async def test_a_customer_whom_redis_has_forgotten_does_not_pay_as_a_stranger(
         await resources.redis.client.delete(*await resources.redis.client.keys(f"session:*{customer.profile['id']}*"))
         answer = await client.get("/api/v1/profiles/me", headers={"Authorization": f"Bearer {customer.token}"})
         assert (answer.status_code, answer.headers["ratelimit-policy"]) == (200, '"free";q=4;w=3600')
+
+
+@pytest.mark.sabotage(
+    path="app/api/middleware.py",
+    take_out="was_real = resources.admissions.vouches_for(token)",
+    put="was_real = False",
+)
+async def test_everybody_behind_one_address_goes_on_when_redis_is_lost(
+    connect: Connect, resources: Resources, new_customer: Make
+) -> None:
+    client = connect(fresh_address())
+    customers = [await new_customer() for _ in range(8)]
+
+    async def read(customer: Customer) -> int:
+        answer = await client.get("/api/v1/profiles/me", headers={"Authorization": f"Bearer {customer.token}"})
+        return answer.status_code
+
+    assert [await read(customer) for customer in customers] == [200] * 8
+    for customer in customers:
+        await resources.redis.client.delete(*await resources.redis.client.keys(f"session:*{customer.profile['id']}*"))
+    # As many at once as have no place in the address's limit, so that paying back would come too late.
+    for _ in range(3):
+        await client.get("/api/v1/products?limit=1")
+    assert await asyncio.gather(*map(read, customers)) == [200] * 8
+
+
+@pytest.mark.sabotage(
+    path="app/api/middleware.py",
+    take_out="            resources.admissions.doubt(token)\n"
+    "            await limits.count(exchange, resources.limiter, limits.anonymous, subject)\n",
+    put="            pass\n",
+)
+async def test_a_session_that_has_ended_is_no_way_around_the_limit(connect: Connect, new_customer: Make) -> None:
+    client, customer = connect(fresh_address()), await new_customer()
+    headers = {"Authorization": f"Bearer {customer.token}"}
+    assert (await client.get("/api/v1/profiles/me", headers=headers)).status_code == 200
+    assert (await customer.client.delete("/api/v1/sessions/current")).status_code == 204
+    statuses = [(await client.get("/api/v1/profiles/me", headers=headers)).status_code for _ in range(5)]
+    assert statuses == [401] * 3 + [429] * 2
 
 
 async def test_sign_in_is_limited_by_address(connect: Connect) -> None:

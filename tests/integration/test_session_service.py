@@ -14,7 +14,7 @@ from app.core.errors import Conflict, Unauthenticated, Unavailable
 from app.core.ids import new_id
 from app.domain.profiles.directory import ABANDONED_AFTER
 from app.domain.profiles.rules import NewProfile, Profile, email_key
-from app.domain.sessions.rules import Session, SignedIn, new_token
+from app.domain.sessions.rules import Session, SignedIn, name_of, new_token
 from app.domain.sessions.service import SEEN_EVERY, Sessions
 from app.wiring import Resources
 
@@ -133,15 +133,33 @@ async def test_an_ended_session_is_not_taken_back_from_a_replica_that_is_behind(
 
 @pytest.mark.sabotage(
     path="app/domain/sessions/service.py",
-    take_out="        if not known:\n            return None",
-    put="        if False:\n            return None",
+    take_out="        if not known:\n",
+    put="        if False:\n",
 )
 async def test_a_session_that_ended_while_it_was_renewed_does_not_come_back(
-    quiet: Resources, servers: Servers, signed_in: SignedIn
+    quiet: Resources, servers: Servers, profile: Profile, signed_in: SignedIn
 ) -> None:
     await _age(quiet, signed_in.session, SEEN_EVERY * 2)
     await servers.sql("primary", "DELETE FROM sessions WHERE sessions.key = $1", signed_in.session.key)
     assert await found(quiet, signed_in.token) is None
+    assert not await quiet.redis.client.exists(name_of(profile.id, signed_in.session.key))
+
+
+@pytest.mark.sabotage(
+    path="app/domain/sessions/admission.py",
+    take_out=" and redis.call('SET', KEYS[4], 1, 'NX', 'EX', TOLD) then",
+    put=" then",
+)
+async def test_of_many_requests_at_once_one_tells_the_copy_that_the_session_is_in_use(
+    quiet: Resources, signed_in: SignedIn
+) -> None:
+    await _age(quiet, signed_in.session, SEEN_EVERY * 2)
+    admitted = await asyncio.gather(*(quiet.admissions.admit(signed_in.token) for _ in range(5)))
+    assert admitted.count(None) == 1
+    told = await found(quiet, signed_in.token)
+    assert told is not None
+    assert datetime.now(UTC) - told.seen_at < SEEN_EVERY
+    assert await quiet.admissions.admit(signed_in.token)
 
 
 async def test_use_is_told_to_the_copy_and_renews_the_idle_time(

@@ -37,8 +37,13 @@ IDLE_SECONDS = 1.0
 MOST_LEASES = 10_000
 # The copy on the shard learns of use at most this often: idle time is then known to 5 minutes if Redis is lost.
 SEEN_EVERY = timedelta(minutes=5)
+# One request of a session at a time is sent to tell it; the next one after this time, if that one could not.
+TOLD_WITHIN = 10  # seconds
+# Sessions that an instance remembers to have been real; more than it serves in an hour, about 2 MB.
+MOST_VOUCHED = 10_000
 
-# KEYS: session, positions, count of the limit, and where a value is asked for, the value and the lease of who loads it.
+# KEYS: session, positions, count of the limit, whether somebody tells the copy, and where a value is asked for, the
+# value and the lease of who loads it.
 # ARGV: idle seconds, how fresh `seen` must be, now, wanted permits.
 # TIERS: quota and window (ms) by tier; `*` is that of a tier without one of its own.
 # Who has a permit wants none. Else a sixteenth of what is left at most, so that a caller near the limit is counted one
@@ -49,7 +54,8 @@ _ADMIT = """
 local raw = redis.call('GET', KEYS[1])
 if not raw then return 0 end
 local session = cjson.decode(raw)
-if session[4] < ARGV[2] or session[5] <= ARGV[3] then return 0 end
+if session[5] <= ARGV[3] then return 0 end
+if session[4] < ARGV[2] and redis.call('SET', KEYS[4], 1, 'NX', 'EX', TOLD) then return 0 end
 local idle = tonumber(ARGV[1])
 if redis.call('TTL', KEYS[1]) * 60 < idle * 59 then redis.call('EXPIRE', KEYS[1], idle) end
 local tiers = TIERS
@@ -57,7 +63,7 @@ local tier = tiers[session[1]] or tiers['*']
 local quota, left = tier[1], redis.call('PTTL', KEYS[3])
 local used = 0
 if left < 0 then left = tier[2] else used = tonumber(redis.call('GET', KEYS[3])) end
-local value = KEYS[4] and redis.call('GET', KEYS[4])
+local value = KEYS[5] and redis.call('GET', KEYS[5])
 local positions = {}
 if not value then positions = redis.call('HGETALL', KEYS[2]) end
 local permits, wanted = 0, tonumber(ARGV[4])
@@ -65,8 +71,8 @@ if wanted > 0 and used < quota then
   permits = math.max(1, math.min(wanted, math.floor((quota - used) / 16)))
   if used == 0 then redis.call('SET', KEYS[3], permits, 'PX', left) else redis.call('INCRBY', KEYS[3], permits) end
 end
-if KEYS[4] and not value and #positions == 0 and (permits > 0 or wanted == 0) then
-  value = redis.call('SET', KEYS[5], 1, 'NX', 'PX', LEASE) and 1 or 0
+if KEYS[5] and not value and #positions == 0 and (permits > 0 or wanted == 0) then
+  value = redis.call('SET', KEYS[6], 1, 'NX', 'PX', LEASE) and 1 or 0
 end
 return {raw, permits, math.max(0, quota - used - permits), left, value or false, positions}
 """
@@ -132,8 +138,10 @@ class Admissions:
         limits = {"*": self._default, **self._tiers}
         written = ", ".join(f"['{name}'] = {{{each.quota}, {each.window * 1000}}}" for name, each in limits.items())
         script = _ADMIT.replace("TIERS", f"{{{written}}}").replace("LEASE", str(LEASE_MILLISECONDS))
+        script = script.replace("TOLD", str(TOLD_WITHIN))
         self._script = pipe.script(script)
         self._leases: OrderedDict[str, _Lease] = OrderedDict()
+        self._vouched: OrderedDict[str, None] = OrderedDict()
         self._sweeping: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -164,6 +172,26 @@ class Admissions:
         names = _names_of(token)
         return names.profile_id if names is not None and self._near.get(names.session) is not None else None
 
+    def vouches_for(self, token: str) -> bool:
+        """Return whether this token was a session's when it was seen here last, so that nobody has made it up."""
+        names = _names_of(token)
+        return names is not None and names.session in self._vouched
+
+    def vouch(self, token: str) -> None:
+        """Remember that this token is a session's."""
+        names = _names_of(token)
+        if names is not None:
+            self._vouched[names.session] = None
+            self._vouched.move_to_end(names.session)
+            if len(self._vouched) > MOST_VOUCHED:
+                self._vouched.popitem(last=False)
+
+    def doubt(self, token: str) -> None:
+        """Forget that this token was a session's."""
+        names = _names_of(token)
+        if names is not None:
+            self._vouched.pop(names.session, None)
+
     async def admit(self, token: str, value: tuple[str, str] | None = None) -> Admission | None:
         """Return the admission of the caller, in one round trip.
 
@@ -172,8 +200,8 @@ class Admissions:
             value: the names of a cached value to bring along and of its lease.
 
         Returns:
-            None, with nothing counted, if Redis does not know the session or is down, or the session's copy has to be
-            told that it is in use: then `Sessions.find` knows.
+            None, with nothing counted, if Redis does not know the session or is down, or this request has to tell the
+            session's copy that it is in use: then `Sessions.find` knows.
         """
         names = _names_of(token)
         if names is None:
@@ -185,7 +213,7 @@ class Admissions:
         # A permit at hand is used up first: callers whose requests always ask would else heap up what nobody uses.
         used = None if lease is None else lease.use(asked_at)
         wanted = self._wanted(lease, asked_at) if used is None else 0
-        keys = [names.session, names.positions, names.limit]
+        keys = [names.session, names.positions, names.limit, names.told]
         aside: asyncio.Future[Any] | None = None
         answer: Any = None
         with suppress(RedisDown):
@@ -205,6 +233,7 @@ class Admissions:
             with suppress(RedisDown):  # then it is not there
                 held = await aside
         session = load(names.profile_id, names.key, raw)
+        self.vouch(token)
         self._near.keep(names.session, session, epoch, min(KEPT_SECONDS, session.expires_at.timestamp() - moment))
         if lease is not None and used is not None:
             lease.remaining = remaining
@@ -259,6 +288,7 @@ class _Names(NamedTuple):
     session: str
     positions: str
     limit: str
+    told: str
 
 
 # Of the callers of the last moments; hashing a token and writing six names costs more than the rest of an admission.
@@ -270,7 +300,8 @@ def _names_of(token: str) -> _Names | None:
     profile_id, key = parts
     subject = str(profile_id)
     limit = f"limit:profile:{{{subject}}}"
-    return _Names(profile_id, key, subject, name_of(profile_id, key), positions.name_of(profile_id), limit)
+    told = f"told:{{{subject}}}:{key}"
+    return _Names(profile_id, key, subject, name_of(profile_id, key), positions.name_of(profile_id), limit, told)
 
 
 @lru_cache(maxsize=2)

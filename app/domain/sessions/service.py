@@ -207,7 +207,9 @@ class Sessions:
         except Unavailable:
             return session
         if not known:
-            return None  # it was ended between the two
+            # It has ended, and Redis has not heard of it: others must not go on with it.
+            await self._forget_now(session.profile_id, [session.key])
+            return None
         session = replace(session, seen_at=now)
         await self._keep(session, again=True)
         return session
