@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -23,7 +24,7 @@ from conftest import settings_from
 from engines import database_at, elsewhere
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
-from sqlalchemy import Row, delete, func, select, update
+from sqlalchemy import Row, delete, select, update
 
 from app.core.ids import new_id
 from app.core.settings import Settings
@@ -87,10 +88,11 @@ class Apart:
         async with self.resources.database.writer() as writer:
             return list(await writer.all(select(outbox.dead_letters)))
 
-    async def make_due(self) -> None:
-        """Let the time pass after which unfinished messages come again."""
+    async def make_due(self, *, since: timedelta = timedelta(0)) -> None:
+        """Let the time pass after which unfinished messages come again, and as much more."""
+        due = datetime.now(UTC) - since
         async with self.resources.database.writer() as writer:
-            await writer.run(update(outbox.outbox).where(outbox.outbox.c.done_at.is_(None)).values(due_at=func.now()))
+            await writer.run(update(outbox.outbox).where(outbox.outbox.c.done_at.is_(None)).values(due_at=due))
 
     async def taken(self) -> list[Delivery]:
         """Take everything out of the broker's queues, as a worker would."""

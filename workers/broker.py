@@ -7,8 +7,11 @@ delivers twice is dropped by its receipt; so there is no result backend, and no 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from math import inf
+from time import time
 from typing import Any
 
+import orjson
 from celery import Celery
 from kombu.entity import Queue
 from kombu.exceptions import KombuError
@@ -79,13 +82,31 @@ def create_celery(settings: Settings) -> Celery:
     return celery
 
 
+# Of each message in a queue: when it came there, in seconds since 1970.
+PUBLISHED_AT = "published_at"
+
+
 @dataclass(frozen=True, slots=True)
 class Posting:
-    """One run of one task, to be handed to the broker: `body` is JSON, `label` says in Celery's logs what it is of."""
+    """One run of one task, to be handed to the broker.
+
+    Attributes:
+        task: its name.
+        body: JSON.
+        label: says in Celery's logs what it is of.
+        handed_at: when it was about to be handed over the last time, in seconds since 1970; None for the first time.
+            Its copy from then still waits while the queue begins with what came no later.
+    """
 
     task: str
     body: dict[str, Any]
     label: str
+    handed_at: float | None = None
+
+    @property
+    def queue(self) -> str:
+        """The queue of the task."""
+        return self.task.partition(".")[0]
 
 
 class Publisher:
@@ -111,20 +132,50 @@ class Publisher:
                 self._producer = self._celery.amqp.Producer(connection, auto_declare=False)
                 self._producer.channel.client.ping()
 
-    def publish(self, postings: Sequence[Posting]) -> None:
-        """Hand the postings to the broker, in one round trip.
+    def publish(self, postings: Sequence[Posting]) -> Sequence[Posting]:
+        """Hand the postings to the broker, in one round trip, and one more before it if one of them comes again.
+
+        Returns:
+            Those that it was handed: not those of which a copy still waits there.
 
         Raises:
             BrokerDown: if it is not known that the broker has all of them.
         """
         self.connect()
-        with self._failing(), self._producer.batch():
+        with self._failing():
+            due = self._without_those_that_wait(postings)
+            self._send(due)
+        return due
+
+    def _without_those_that_wait(self, postings: Sequence[Posting]) -> Sequence[Posting]:
+        """Leave out what would only make a long queue longer: else an hour without workers fills it with copies.
+
+        A queue is first in, first out, so its oldest message says how far it has come. What was lost is handed over
+        again as soon as the queue has passed the place where it would stand.
+        """
+        if all(posting.handed_at is None for posting in postings):
+            return postings
+        pipeline = self._producer.channel.client.pipeline(transaction=False)
+        for queue in QUEUES:
+            pipeline.lindex(queue, -1)
+        oldest = {queue: _published_at(raw) for queue, raw in zip(QUEUES, pipeline.execute(), strict=True) if raw}
+        return [
+            posting
+            for posting in postings
+            # It came there at most that long after it was about to, and clocks of two relays differ by less.
+            if posting.handed_at is None or posting.handed_at + ANSWER_SECONDS < oldest.get(posting.queue, inf)
+        ]
+
+    def _send(self, postings: Sequence[Posting]) -> None:
+        now = time()
+        with self._producer.batch():
             for posting in postings:
                 self._celery.send_task(
                     posting.task,
                     args=(posting.body,),
                     argsrepr=posting.label,
                     kwargsrepr="",
+                    headers={PUBLISHED_AT: now},
                     producer=self._producer,
                     retry=False,
                 )
@@ -143,3 +194,8 @@ class Publisher:
         except (KombuError, RedisError, OSError) as error:
             self.close()
             raise BrokerDown(type(error).__name__) from error
+
+
+def _published_at(raw: bytes) -> float:
+    """Return when a message came into its queue; of a version that did not note it, that it came last."""
+    return float(orjson.loads(raw)["headers"].get(PUBLISHED_AT, inf))

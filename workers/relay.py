@@ -64,7 +64,7 @@ ROUTES: dict[str, tuple[str, ...]] = {
 }
 
 # With each try a message without an outcome waits twice as long, up to 4 times `stale_after`: an hour without workers
-# leaves a quarter of the copies of each message in the broker, and what was lost still comes again within minutes.
+# costs a quarter of the claims, and what was lost still comes again within minutes.
 LONGEST_WAIT = 4
 
 # A broker or a primary that is down is asked again within this many seconds, at first much sooner.
@@ -174,7 +174,7 @@ class Relay:
                     finished.append(message)
                 for task in missing:
                     delivery = Delivery(task, message, parts, work.positions)
-                    postings.append(Posting(task, delivery.to_json(), str(message.id)))
+                    postings.append(Posting(task, delivery.to_json(), str(message.id), self._handed_at(message)))
             if finished:
                 await self._settle(shard, finished)
             if postings:
@@ -187,27 +187,37 @@ class Relay:
         The claim itself sets when the messages are due again if nobody finishes them. To mark them as sent after
         publishing would be a second write for each, and would undo the deferring of a task that was quick to fail.
         """
-        again_after = timedelta(seconds=self._settings.stale_after)
         async with self._resources.database.writer_of(shard) as writer:
-            messages = await outbox.claim(writer, batch=self._settings.relay_batch, lease=again_after)
+            messages = await outbox.claim(writer, batch=self._settings.relay_batch, lease=self._wait(1))
             repeated = sorted((message for message in messages if message.tries > 1), key=_tries)
             receipts = await outbox.receipted(writer, repeated) if repeated else set()
             for tries, group in groupby(repeated, key=_tries):
-                longer = min(LONGEST_WAIT, 2 ** min(tries - 1, 10))
-                await outbox.sent(writer, group, again_after=again_after * longer)
+                await outbox.sent(writer, group, again_after=self._wait(tries))
         return messages, receipts
+
+    def _wait(self, tries: int) -> timedelta:
+        return timedelta(seconds=self._settings.stale_after * min(LONGEST_WAIT, 1 << min(tries - 1, 10)))
+
+    def _handed_at(self, message: Message) -> float | None:
+        """Return when a message was handed over the last time; of one that was deferred, too early a moment."""
+        if message.tries == 1 or message.due_at is None:
+            return None
+        return (message.due_at - self._wait(message.tries - 1)).timestamp()
 
     async def _publish(self, shard: int, messages: list[Message], postings: list[Posting]) -> None:
         try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._publisher.publish, postings)
+            loop = asyncio.get_running_loop()
+            handed = await loop.run_in_executor(self._thread, self._publisher.publish, postings)
         except BrokerDown:
             # Without this they would come again too, but only after `stale_after`.
             async with self._resources.database.writer_of(shard) as writer:
                 again_after = timedelta(seconds=random.uniform(FIRST_PAUSE, LONGEST_PAUSE))
                 await outbox.sent(writer, messages, again_after=again_after)
             raise
+        published = {posting.label for posting in handed}
         for message in messages:
-            OUTBOX_PUBLISHED.labels(message.event).inc()
+            if str(message.id) in published:
+                OUTBOX_PUBLISHED.labels(message.event).inc()
 
     async def _settle(self, shard: int, messages: Iterable[Message]) -> None:
         async with self._resources.database.writer_of(shard) as writer:

@@ -99,6 +99,7 @@ class Message:
     Attributes:
         tries: how often it was claimed.
         failures: task -> how often it failed unexpectedly.
+        due_at: since when it could be claimed; only the relay that claims it knows, it does not travel.
     """
 
     profile_id: UUID
@@ -109,6 +110,7 @@ class Message:
     request_id: str
     tries: int
     failures: dict[str, int] = field(default_factory=dict)
+    due_at: datetime | None = field(default=None, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """Return what travels through the broker."""
@@ -333,6 +335,7 @@ def message_from(row: Row[Any], *, tries: int) -> Message:
         request_id=row.request_id,
         tries=tries,
         failures=row.failures or {},
+        due_at=row.due_at,
     )
 
 

@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -99,6 +100,41 @@ async def test_a_message_that_the_broker_lost_is_published_again(apart: Apart, r
     assert await relay.relay(0) == 1
     (delivery,) = await apart.taken()
     assert (delivery.message.subject_id, delivery.message.tries) == (subject, 2)
+
+
+@pytest.mark.sabotage(
+    "workers/broker.py", "posting.handed_at + ANSWER_SECONDS < oldest.get(posting.queue, inf)", "True"
+)
+async def test_a_message_whose_copy_still_waits_in_its_queue_is_not_published_again(apart: Apart) -> None:
+    workers = apart.settings.workers.model_copy(update={"stale_after": 0.2})
+    soon = apart.settings.model_copy(update={"workers": workers})
+    with apart.publisher() as publisher:
+        relay = Relay(replace(apart.resources, settings=soon), publisher)
+        subjects = [await apart.tell("order.placed") for _ in range(3)]
+        invoiced = await apart.tell("order.invoiced")
+        assert await relay.relay(0) == 4
+        await apart.broker.delete("emails")
+        again = await until(relay.relay, 0)
+        while again < len(subjects) + 1:
+            again += await until(relay.relay, 0)
+    found = Counter(delivery.message.subject_id for delivery in await apart.taken())
+    assert found == Counter(subjects) + Counter([invoiced]), "what was lost comes again, what waits does not"
+
+
+@pytest.mark.sabotage(
+    "workers/broker.py", "posting.handed_at + ANSWER_SECONDS < oldest.get(posting.queue, inf)", "False"
+)
+async def test_a_message_that_its_queue_has_passed_is_published_again(apart: Apart, relay: Relay) -> None:
+    lost = await apart.tell("order.placed")
+    await relay.relay(0)
+    await apart.broker.flushdb()
+    waits = await apart.tell("order.placed")
+    await relay.relay(0)
+    await apart.make_due(since=timedelta(minutes=1))  # as if both had been handed over long before the one that waits
+    await relay.relay(0)
+    found = Counter(delivery.message.subject_id for delivery in await apart.taken())
+    assert found[lost] == 1
+    assert found[waits] == 2, "nobody can tell it from one that its queue has passed"
 
 
 async def test_a_message_without_an_outcome_waits_longer_each_time_but_not_for_ever(apart: Apart, relay: Relay) -> None:
