@@ -18,7 +18,7 @@ unexport UV_CACHE_DIR
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run stop down status test test-mysql test-failure check audit prove load bench bench-reads bench-relay bench-orders bench-saga bench-overload demo failure-table chaos clean
+.PHONY: help setup run stop down status test test-mysql test-failure check audit prove docs load bench bench-reads bench-relay bench-orders bench-saga bench-overload demo failure-table chaos clean
 .SILENT:
 # Half a virtual environment must not look like a whole one.
 .DELETE_ON_ERROR:
@@ -72,6 +72,10 @@ audit: $(STAMP) ## The locked packages against the database of known vulnerabili
 
 prove: $(STAMP) ## Each claim's test as it is, then with its feature taken out (CLAIM=part of a test's name)
 	$(BIN)/python tests/prove.py $(CLAIM)
+
+docs: $(STAMP) ## The docs as a site, in site/; nothing of it is loaded from another host
+	$(BIN)/uv sync --frozen --quiet --inexact --group docs
+	$(BIN)/python -m deploy.site
 
 load: $(STAMP) ## Customers of the shop at URL (http://127.0.0.1:8000): USERS=20 DURATION=60s TOOL=k6|locust
 	$(BIN)/uv sync --frozen --quiet --inexact --group load

@@ -1,6 +1,7 @@
 """The documentation: nothing from another host, every error a problem, every route with a name of its own."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -82,6 +83,13 @@ async def test_every_route_of_this_release_is_documented(schema: dict[str, Any])
         "GET /health/ready",
         "GET /health/startup",
     }
+
+
+@pytest.mark.sabotage("docs/api.md", "| `GET /api/v1/orders` |", "| `GET /api/v1/offers` |")
+async def test_the_page_of_the_api_lists_every_route(schema: dict[str, Any]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `([A-Z]+ /[^`]*)` \|", page, re.MULTILINE)
+    assert sorted(listed) == sorted(f"{method.upper()} {path}" for method, path, _ in operations(schema))
 
 
 async def test_operations_have_names_summaries_and_tags(schema: dict[str, Any]) -> None:
