@@ -13,7 +13,7 @@ from typing import Any
 from fastapi import FastAPI
 from sqlalchemy import String, column, select, table
 from sqlalchemy.exc import ProgrammingError
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api import (
     admin,
@@ -33,6 +33,8 @@ from app.api import (
 )
 from app.api.hotpath import HotPath, Pages
 from app.api.limits import Limits
+from app.api.traces import Traced
+from app.core import tracing
 from app.core.errors import Unavailable
 from app.core.settings import Settings, load_settings
 from app.core.telemetry import configure_logging
@@ -66,11 +68,12 @@ class Service(FastAPI):
     def __init__(self, settings: Settings, gate: Gate, **options: Any) -> None:
         super().__init__(middleware=middleware.layers(settings, gate), **options)
         self._hot = HotPath(super().__call__, settings, gate)
+        self._outermost: ASGIApp = self._hot if settings.traces.endpoint is None else Traced(self._hot, settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or the lifespan."""
         scope["app"] = self
-        await self._hot(scope, receive, send)
+        await self._outermost(scope, receive, send)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -88,18 +91,19 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         configure_logging(chosen.service, "api")
         metrics.count_tasks(asyncio.get_running_loop())
-        async with open_resources(chosen) as resources:
-            app.state.resources = resources
-            health.install(app, resources)
-            events.install(app, resources)
-            # It listens at once, so that whoever asks its health is told what it waits for.
-            starting = asyncio.create_task(_start(resources), name="start")
-            try:
-                yield {"lifecycle": resources.lifecycle}
-            finally:
-                starting.cancel()
-                resources.lifecycle.enter(Phase.DRAINING)
-        resources.lifecycle.enter(Phase.STOPPED)
+        with tracing.exporting(chosen, "api"):
+            async with open_resources(chosen) as resources:
+                app.state.resources = resources
+                health.install(app, resources)
+                events.install(app, resources)
+                # It listens at once, so that whoever asks its health is told what it waits for.
+                starting = asyncio.create_task(_start(resources), name="start")
+                try:
+                    yield {"lifecycle": resources.lifecycle}
+                finally:
+                    starting.cancel()
+                    resources.lifecycle.enter(Phase.DRAINING)
+            resources.lifecycle.enter(Phase.STOPPED)
 
     app = Service(
         chosen,

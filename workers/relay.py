@@ -9,14 +9,15 @@ import random
 import signal
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from datetime import timedelta
 from itertools import groupby
 from uuid import UUID
 
 import uvloop
 
-from app.core import context
+from app.core import context, tracing
 from app.core.errors import Unavailable
 from app.core.settings import Settings, load_settings
 from app.core.telemetry import (
@@ -27,6 +28,7 @@ from app.core.telemetry import (
     configure_logging,
     logger,
 )
+from app.core.tracing import Kind
 from app.scaling import outbox
 from app.scaling.lifecycle import Phase
 from app.scaling.outbox import Message
@@ -151,35 +153,42 @@ class Relay:
             BrokerDown: if the broker took nothing; the messages are due again soon.
         """
         with context.working(context.Work(request_id="-")) as work:
-            messages, receipts = await self._claim(shard)
-            if not messages:
-                return 0
-            streamed = await self._stream(messages)
-            finished: list[Message] = []
-            unfinished: list[Message] = []
-            postings: list[Posting] = []
-            for message in messages:
-                tasks = ROUTES.get(message.event)
-                if tasks is None:
-                    # A newer version of the service wrote it: its relay will know what to do with it.
-                    log.error("event without a route", relayed_event=message.event, message_id=str(message.id))
-                    continue
-                # A message that the stream has not taken counts one part more, which no task leaves a receipt for:
-                # so it cannot be settled before the stream has it.
-                parts = len(tasks) if streamed else len(tasks) + 1
-                missing = [task for task in tasks if (message.id, task) not in receipts]
-                if missing:
-                    unfinished.append(message)
-                elif streamed:
-                    finished.append(message)
-                for task in missing:
-                    delivery = Delivery(task, message, parts, work.positions)
-                    postings.append(Posting(task, delivery.to_json(), str(message.id), self._handed_at(message)))
-            if finished:
-                await self._settle(shard, finished)
-            if postings:
-                await self._publish(shard, unfinished, postings)
+            claimed, receipts = await self._claim(shard)
+            with ExitStack() as spans:
+                messages = [_continued(message, spans) for message in claimed]
+                if messages:
+                    await self._carry(shard, messages, receipts, work.positions)
         return len(messages)
+
+    async def _carry(
+        self, shard: int, messages: Sequence[Message], receipts: set[tuple[UUID, str]], positions: dict[int, int]
+    ) -> None:
+        """Hand claimed messages to the stream, and to the tasks that have left no receipt yet."""
+        streamed = await self._stream(messages)
+        finished: list[Message] = []
+        unfinished: list[Message] = []
+        postings: list[Posting] = []
+        for message in messages:
+            tasks = ROUTES.get(message.event)
+            if tasks is None:
+                # A newer version of the service wrote it: its relay will know what to do with it.
+                log.error("event without a route", relayed_event=message.event, message_id=str(message.id))
+                continue
+            # A message that the stream has not taken counts one part more, which no task leaves a receipt for:
+            # so it cannot be settled before the stream has it.
+            parts = len(tasks) if streamed else len(tasks) + 1
+            missing = [task for task in tasks if (message.id, task) not in receipts]
+            if missing:
+                unfinished.append(message)
+            elif streamed:
+                finished.append(message)
+            for task in missing:
+                delivery = Delivery(task, message, parts, positions)
+                postings.append(Posting(task, delivery.to_json(), str(message.id), self._handed_at(message)))
+        if finished:
+            await self._settle(shard, finished)
+        if postings:
+            await self._publish(shard, unfinished, postings)
 
     async def _claim(self, shard: int) -> tuple[Sequence[Message], set[tuple[UUID, str]]]:
         """Claim a batch, and say what of it is done already.
@@ -248,6 +257,19 @@ class Relay:
             await pipeline.execute()
 
 
+def _continued(message: Message, spans: ExitStack) -> Message:
+    """Begin the relay's span of a message that is traced, until `spans` ends; what follows from it comes below that."""
+    if message.traceparent is None:
+        return message
+    name = f"relay {message.event}"
+    span = tracing.resume(message.traceparent, name, Kind.PRODUCER, message_id=str(message.id), tries=message.tries)
+    if span is None:
+        return message
+    # Not the one at hand: a batch is of many traces.
+    spans.push(span.leave)
+    return replace(message, traceparent=span.traceparent)
+
+
 def _tries(message: Message) -> int:
     return message.tries
 
@@ -272,13 +294,14 @@ def run() -> None:
 async def _serve(settings: Settings) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    async with open_resources(settings) as resources:
+    with tracing.exporting(settings, "relay"):
+        async with open_resources(settings) as resources:
 
-        def stop() -> None:
-            if not stopping.is_set():
-                resources.lifecycle.enter(Phase.DRAINING)
-                stopping.set()
+            def stop() -> None:
+                if not stopping.is_set():
+                    resources.lifecycle.enter(Phase.DRAINING)
+                    stopping.set()
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop)
-        await Relay(resources, Publisher(create_celery(settings))).serve(stopping)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, stop)
+            await Relay(resources, Publisher(create_celery(settings))).serve(stopping)

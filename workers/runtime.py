@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import uvloop
 
+from app.core import tracing
 from app.core.settings import Settings
 from app.wiring import Resources, open_resources
 
@@ -88,12 +89,14 @@ class Runtime:
 
     async def _serve(self, opened: "Future[None]") -> None:
         try:
-            async with open_resources(self._settings) as resources:
-                self._loop = asyncio.get_running_loop()
-                self._closing = asyncio.Event()
-                self._resources = resources
-                opened.set_result(None)
-                await self._closing.wait()
+            # The traces go last: closing the resources may be part of one.
+            with tracing.exporting(self._settings, "worker"):
+                async with open_resources(self._settings) as resources:
+                    self._loop = asyncio.get_running_loop()
+                    self._closing = asyncio.Event()
+                    self._resources = resources
+                    opened.set_result(None)
+                    await self._closing.wait()
         except BaseException as error:
             if not opened.done():
                 opened.set_exception(error)  # the thread that opens raises it

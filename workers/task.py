@@ -24,7 +24,7 @@ from enum import StrEnum
 from time import perf_counter
 from typing import Any
 
-from app.core import context
+from app.core import context, tracing
 from app.core.errors import RateLimited, ServiceError, TimedOut, Unavailable
 from app.core.telemetry import DEAD_LETTERS, TASK_SECONDS, TASKS, logger
 from app.scaling import outbox
@@ -167,11 +167,15 @@ async def execute(task: Task, resources: Resources, delivery: Delivery) -> Outco
         deadline=asyncio.get_running_loop().time() + task.seconds - MARGIN_SECONDS,
         positions=dict(delivery.positions),
     )
-    with context.working(work):
+    told = {"message_id": str(message.id), "event": message.event}
+    span = tracing.resume(message.traceparent, task.name, tracing.Kind.CONSUMER, tries=message.tries, **told)
+    with tracing.within(span), context.working(work):
         try:
             outcome = await _run(task, resources, delivery)
         except Unavailable:
             outcome = Outcome.UNDECIDED
+        if span is not None:
+            span.tell({"scaleout.outcome": outcome.value})
         seconds = perf_counter() - start
         TASKS.labels(task.name, outcome.value).inc()
         TASK_SECONDS.labels(task.name).observe(seconds)

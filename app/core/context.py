@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from time import perf_counter, time
 from uuid import UUID
 
+from app.core import tracing
+
 SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 
 # A position that no log ever reaches: only a primary shows all there is.
@@ -71,14 +73,22 @@ class Work:
 
     @contextmanager
     def timed(self, layer: str, description: str) -> Iterator[Span]:
-        """Add the time inside the block to `layer`; the last description stands."""
+        """Add the time inside the block to `layer`; the last description stands. A trace gets a step of its own."""
         span = self.spans.setdefault(layer, Span(description))
         span.description = description
+        leaf = tracing.leaf(layer)
         start = perf_counter()
         try:
             yield span
+        except BaseException as error:
+            if leaf is not None:
+                leaf.fail(type(error).__name__)
+            raise
         finally:
             span.milliseconds += (perf_counter() - start) * 1000
+            if leaf is not None:
+                leaf.tell({"scaleout.answered_by": span.description})
+                leaf.end()
 
 
 _current: ContextVar[Work | None] = ContextVar("work", default=None)

@@ -303,6 +303,21 @@ class WorkerSettings(_Group):
     max_tries: int = Field(default=12, ge=1)
 
 
+class TraceSettings(_Group):
+    """Whether requests are traced, how many of them, and where their traces go (OpenTelemetry, OTLP over HTTP)."""
+
+    model_config = SettingsConfigDict(env_prefix="TRACE_", populate_by_name=True)
+
+    # The address of a collector without its path: http://collector:4318. None: nothing is traced at all.
+    endpoint: Annotated[str, _url("http", "https")] | None = Field(
+        default=None, validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT", repr=False
+    )
+    headers: SecretStr | None = Field(default=None, validation_alias="OTEL_EXPORTER_OTLP_HEADERS")  # name=value,…
+    sample: float = Field(default=0.01, ge=0, le=1)  # the share of requests that are traced
+    # Callers whose own decision about sampling is followed; a stranger's could make us trace everything.
+    trust: Networks = ()
+
+
 class Settings(BaseModel):
     """All of it. Build one with `load_settings`, or by hand in a test."""
 
@@ -319,6 +334,7 @@ class Settings(BaseModel):
     sessions: SessionSettings
     events: EventSettings
     workers: WorkerSettings
+    traces: TraceSettings
 
     groups: ClassVar[dict[str, type[_Group]]] = {
         "service": ServiceSettings,
@@ -332,6 +348,7 @@ class Settings(BaseModel):
         "sessions": SessionSettings,
         "events": EventSettings,
         "workers": WorkerSettings,
+        "traces": TraceSettings,
     }
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
-from app.core import context, wire
+from app.core import context, tracing, wire
 from app.core.settings import ServiceSettings
 
 # From 1 ms to 10 s with a step of at most 2.5, so that p50, p95 and p99 are within one bucket of the truth.
@@ -83,6 +83,11 @@ TASK_SECONDS = Histogram("task_duration_seconds", "Duration of task runs.", ["ta
 DEAD_LETTERS = Counter("dead_letters_total", "Messages given up, by task.", ["task"])
 EVENT_STREAMS = Gauge("event_streams", "Streams of server-sent events that are open.")
 RECOMMENDATIONS = Counter("recommendations_total", "Recommendations by the source that answered.", ["source"])
+TRACE_SPANS = Counter(
+    "trace_spans_total",
+    "Spans that the collector took (exported), refused (failed) or never saw (dropped).",
+    ["outcome"],
+)
 BUSINESS_EVENTS = Counter(
     "business_events_total", "What the business counts: orders by outcome, sign-ups, invoices.", ["event", "status"]
 )
@@ -123,11 +128,25 @@ _lines: list[RequestLines] = []
 
 
 def request_finished(fields: dict[str, Any]) -> None:
-    """Log one finished request: request id, caller, method, route, status and duration."""
+    """Log one finished request: request id, caller, method, route, status and duration; its span learns them, too."""
+    span = tracing.current()
+    if span is not None:
+        fields["trace_id"] = span.trace_id
+        span.rename(f"{fields['method']} {fields['route']}")
+        span.tell({_IN_TRACES[name]: value for name, value in fields.items() if name in _IN_TRACES})
     if _lines:
         _lines[0].add(fields)
     else:
         logger("app.request").info("request", **{name: str(value) for name, value in fields.items()})
+
+
+# What of a request's line its span has, in OpenTelemetry's words where there are any. Not the caller.
+_IN_TRACES = {
+    "request_id": "scaleout.request_id",
+    "method": "http.request.method",
+    "route": "http.route",
+    "status": "http.response.status_code",
+}
 
 
 def _work(_logger: Any, _name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
@@ -136,6 +155,9 @@ def _work(_logger: Any, _name: str, event: structlog.typing.EventDict) -> struct
         event.setdefault("request_id", work.request_id)
     if work.profile_id is not None:
         event.setdefault("profile_id", str(work.profile_id))
+    span = tracing.current()
+    if span is not None:
+        event.setdefault("trace_id", span.trace_id)
     return event
 
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import pybreaker
 
-from app.core import context
+from app.core import context, tracing
 from app.core.errors import TimedOut, Unavailable
 from app.core.telemetry import BREAKER_OPEN, OUTBOUND_CALLS, logger
 
@@ -216,7 +216,8 @@ class Outbound:
             async with self.breaker.guard(*self._failures):
                 outcome = "error"
                 async with asyncio.timeout(seconds):
-                    answer = await attempt()
+                    with tracing.step(self.name, tracing.Kind.CLIENT):
+                        answer = await attempt()
                 outcome = "ok"
                 return answer
         finally:

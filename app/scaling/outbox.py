@@ -4,6 +4,7 @@ A request never publishes. The relay claims rows that are due with `FOR UPDATE S
 and makes them due again later; a message that the broker or a worker loses is so published again. A task leaves a
 receipt in the transaction of its effect; the last receipt of a message marks it done.
 
+    traceparent  of the span in which it was written, if that is recorded
     due_at     from when a relay may publish the row, first or again; NULL once it is done
     tries      how often it was claimed, also while a dependency was waited for
     failures   task -> how often it failed for no reason that it could wait for; NULL if none ever did
@@ -35,7 +36,7 @@ from sqlalchemy import (
     update,
 )
 
-from app.core import context
+from app.core import context, tracing
 from app.core.ids import new_id
 from app.scaling.database import Queries, Writer, metadata
 from app.scaling.dialect import Rows, insert_ignore
@@ -57,6 +58,7 @@ outbox = Table(
     Column("tries", Integer, nullable=False),
     Column("done_at", DateTime(timezone=True)),
     Column("failures", JSON),
+    Column("traceparent", String(55)),
     PrimaryKeyConstraint("profile_id", "id"),
     Index("ix_outbox_due_at", "due_at"),  # the relay's question; done rows are NULL there and cost it nothing
     Index("ix_outbox_done_at", "done_at"),  # the purge's question
@@ -100,6 +102,7 @@ class Message:
         tries: how often it was claimed.
         failures: task -> how often it failed unexpectedly.
         due_at: since when it could be claimed; only the relay that claims it knows, it does not travel.
+        traceparent: of the span that it continues, if that is recorded.
     """
 
     profile_id: UUID
@@ -111,6 +114,7 @@ class Message:
     tries: int
     failures: dict[str, int] = field(default_factory=dict)
     due_at: datetime | None = field(default=None, compare=False)
+    traceparent: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return what travels through the broker."""
@@ -123,6 +127,7 @@ class Message:
             "request_id": self.request_id,
             "tries": self.tries,
             "failures": self.failures,
+            "traceparent": self.traceparent,
         }
 
     @classmethod
@@ -136,7 +141,8 @@ class Message:
             payload=value["payload"],
             request_id=value["request_id"],
             tries=value["tries"],
-            failures=value.get("failures") or {},  # a relay of the version before sends none
+            failures=value.get("failures") or {},
+            traceparent=value.get("traceparent"),  # a relay of the version before sends none
         )
 
 
@@ -184,6 +190,8 @@ def message_row(
         "due_at": now + after,
         "tries": 0,
     }
+    if span := tracing.current():
+        values["traceparent"] = span.traceparent
     return Rows(outbox, [values])
 
 
@@ -336,6 +344,7 @@ def message_from(row: Row[Any], *, tries: int) -> Message:
         tries=tries,
         failures=row.failures or {},
         due_at=row.due_at,
+        traceparent=row.traceparent,
     )
 
 

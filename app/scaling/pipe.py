@@ -13,6 +13,7 @@ from typing import Any
 
 from redis.crc import key_slot
 
+from app.core import tracing
 from app.core.addresses import Deployment, RedisAddress
 from app.core.telemetry import REDIS_FAILURES, logger
 from app.scaling.line import Line, open_line
@@ -78,7 +79,7 @@ class Pipe:
         Raises:
             RedisDown: at once without a connection; from the future if it breaks, or no answer comes in time.
         """
-        return self._line_of(keys[0]).ask(("EVALSHA", digest, len(keys), *keys, *arguments))
+        return _traced("script", self._line_of(keys[0]).ask(("EVALSHA", digest, len(keys), *keys, *arguments)))
 
     def ask(self, key: str, *command: str | int | bytes) -> "asyncio.Future[Any]":
         """Send a command to the server that holds `key` and return the future of its answer.
@@ -86,7 +87,7 @@ class Pipe:
         Raises:
             RedisDown: as from `run`.
         """
-        return self._line_of(key).ask(command)
+        return _traced(str(command[0]), self._line_of(key).ask(command))
 
     def run_of(self, key: str) -> str:
         """Return which run of its server holds `key`: another one after a restart or a failover.
@@ -187,3 +188,11 @@ class Pipe:
 
 def _nothing() -> None:
     return
+
+
+def _traced(command: str, answer: "asyncio.Future[Any]") -> "asyncio.Future[Any]":
+    """Have the trace at hand, if there is one, show how long the answer takes."""
+    leaf = tracing.leaf("redis", command)
+    if leaf is not None:
+        answer.add_done_callback(leaf.end_with)
+    return answer

@@ -24,6 +24,7 @@ from redis.exceptions import (
     ResponseError,
 )
 
+from app.core import tracing
 from app.core.addresses import Deployment
 from app.core.settings import RedisSettings
 from app.core.telemetry import REDIS_FAILURES
@@ -70,6 +71,7 @@ class RedisLink:
         Raises:
             RedisDown: if Redis is down, slow, out of memory, or the breaker is open.
         """
+        leaf = tracing.leaf("redis", purpose)
         try:
             async with self.breaker.guard(RedisDown):
                 try:
@@ -83,6 +85,9 @@ class RedisLink:
                     raise RedisDown(type(error).__name__) from error
         except Refused as error:
             raise RedisDown("refused by the breaker") from error
+        finally:
+            if leaf is not None:
+                leaf.end()
 
 
 def _client(settings: RedisSettings) -> Any:

@@ -4,6 +4,7 @@ from typing import Any
 
 import httpx
 
+from app.core import tracing
 from app.core.errors import Conflict, Unavailable
 from app.core.settings import PaymentSettings
 from app.domain.payments.rules import Attempt, Authorised, Declined, Held, State, Undone
@@ -133,10 +134,10 @@ class Payments:
     async def _ask(
         self, method: str, path: str, *, key: str | None = None, body: dict[str, Any] | None = None
     ) -> httpx.Response:
-        headers = {"Idempotency-Key": key} if key else None
+        own = {"Idempotency-Key": key} if key else {}
 
         async def send() -> httpx.Response:
-            response = await self._client.request(method, path, json=body, headers=headers)
+            response = await self._client.request(method, path, json=body, headers=own | tracing.headers())
             if response.status_code >= _SERVER_ERROR or response.status_code == _TOO_MANY:
                 raise ProviderDown(str(response.status_code))
             return response
