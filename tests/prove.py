@@ -1,116 +1,43 @@
 """Proves the proofs: takes each feature out, as its test declares, and expects the test to fail.
 
-    python tests/prove.py              every claim of docs/claims.md: its test as it is, then with its sabotage
+    python tests/prove.py              what `docs/proofs.md` does not show as proved for the tests and code of now
+    python tests/prove.py --again      everything
     python tests/prove.py NAME         only the tests whose name contains NAME
     python tests/prove.py --check      only whether every claim's file and test are there, and every sabotage fits
 
-A sabotage is the mark beside the test: `sabotage(path, take_out, put)`, one exact piece of text and what replaces it.
-It is applied to a copy of the tree, so a run that is cut off leaves nothing behind.
+A sabotage is applied to a copy of the tree, so a run that is cut off leaves nothing behind. The tests of a module run
+as they are first, together, on a cluster that stays up. A test that needs only servers runs on it too when its feature
+is out: fails it, and passes again right afterwards as it is, then the sabotage is what made it fail. All others, and
+those that pass there because the code is the cluster's own processes', get a cluster that runs the changed code.
 """
 
-import contextlib
-import io
 import os
-import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import groupby
 from pathlib import Path
 
-import pytest
+import conftest
+from proofs import BROKEN, PROVED, SURVIVES, Proofs
+from sabotages import ROOT, Sabotage, look, problems, read_claims
 
-ROOT = Path(__file__).resolve().parent.parent
-CLAIMS = ROOT / "docs" / "claims.md"
+from deploy.local.cluster import Cluster
+
+TABLE = ROOT / "docs" / "proofs.md"
 FAILED = 1  # pytest's exit code for failed tests; any other says that the run itself went wrong
-
-
-@dataclass(frozen=True)
-class Sabotage:
-    """The smallest change that takes the feature of one test out; `database` is the engine that the test is about."""
-
-    test: str
-    path: str
-    take_out: str
-    put: str
-    database: str = "postgresql"
-
-    def problem(self) -> str | None:
-        """Return why it cannot be applied, or None."""
-        file = ROOT / self.path
-        if not file.is_file():
-            return f"{self.test}: {self.path} is gone"
-        count = file.read_text(encoding="utf-8").count(self.take_out)
-        return None if count == 1 else f"{self.test}: what it takes out stands {count} times in {self.path}, not once"
-
-    def apply(self, tree: Path) -> None:
-        """Change the copy."""
-        file = tree / self.path
-        file.write_text(file.read_text(encoding="utf-8").replace(self.take_out, self.put), encoding="utf-8")
-
-
-class Collector:
-    """A pytest plugin that only looks: which tests there are, and what takes their features out."""
-
-    def __init__(self) -> None:
-        self.tests: set[str] = set()
-        self.sabotages: list[Sabotage] = []
-
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Read the marks of every test; parameters of one test count as one."""
-        for item in items:
-            test = item.nodeid.partition("[")[0]
-            if test not in self.tests:
-                engine = {"database": "mariadb"} if item.get_closest_marker("mariadb") else {}
-                self.sabotages += [
-                    Sabotage(test, *mark.args, **mark.kwargs, **engine) for mark in item.iter_markers("sabotage")
-                ]
-            self.tests.add(test)
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One row of docs/claims.md: what is claimed, the files that do it, the tests that prove it."""
-
-    text: str
-    code: tuple[str, ...]
-    tests: tuple[str, ...]
-
-
-def read_claims() -> list[Claim]:
-    """Return the rows of the table."""
-    rows = [line.strip("|").split("|") for line in CLAIMS.read_text(encoding="utf-8").splitlines() if "::" in line]
-    return [
-        Claim(text.strip(), tuple(re.findall(r"`([^`]+)`", code)), tuple(re.findall(r"`([^`]+)`", proof)))
-        for text, code, proof, *_ in rows
-    ]
-
-
-def look() -> Collector:
-    """Collect all tests without running one."""
-    collector, said = Collector(), io.StringIO()
-    with contextlib.redirect_stdout(said):
-        code = pytest.main(["--collect-only", "-qq", str(ROOT / "tests")], plugins=[collector])
-    if code:
-        sys.exit(f"{said.getvalue()}\nThe tests cannot be collected.")
-    return collector
-
-
-def problems(claims: list[Claim], found: Collector) -> list[str]:
-    """Return every claim without its file, test or sabotage, and every sabotage that no longer fits."""
-    with_sabotage = {sabotage.test for sabotage in found.sabotages}
-    said = [problem for sabotage in found.sabotages if (problem := sabotage.problem())]
-    for claim in claims:
-        said += [f"“{claim.text}”: {path} is gone" for path in claim.code if not (ROOT / path).exists()]
-        said += [f"“{claim.text}”: {test} is gone" for test in claim.tests if test not in found.tests]
-        if not with_sabotage.intersection(claim.tests):
-            said.append(f"“{claim.text}”: none of its tests has a sabotage")
-    return said
+# What waits for ever without its feature has failed: without servers, and with them. It bounds only what is sabotaged.
+HANGS = 60.0, 400.0  # seconds
+# A test that waits for what is taken out waits in vain: so long, which is ample on a machine that does nothing else.
+PATIENCE = 20  # seconds
 
 
 def copy_tree(into: Path) -> None:
-    """Copy what Git knows or would know."""
+    """Copy what Git knows or would know, with the bytecode of it that is there: starting is most of the work."""
     listed = subprocess.run(  # fixed arguments
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],  # noqa: S607
         cwd=ROOT,
@@ -119,51 +46,138 @@ def copy_tree(into: Path) -> None:
         text=True,
     ).stdout.splitlines()
     for name in listed:
-        if (ROOT / name).is_file():
-            (into / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, into / name)
+        source, copy = ROOT / name, into / name
+        if source.is_file():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, copy)
+            for compiled in (source.parent / "__pycache__").glob(f"{source.stem}.*.pyc"):
+                (copy.parent / "__pycache__").mkdir(exist_ok=True)
+                shutil.copy2(compiled, copy.parent / "__pycache__" / compiled.name)
 
 
-def run(tree: Path, tests: list[str], database: str) -> tuple[int, str]:
-    """Run tests of a tree; return pytest's exit code and the end of what it printed."""
-    environment = os.environ | {"PYTHONPATH": str(tree), "TEST_DATABASE": database}
-    done = subprocess.run(  # noqa: S603  # our own interpreter and test names
-        [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", *tests],
-        cwd=tree,
-        env=environment,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    return done.returncode, done.stdout[-3000:]
+@contextmanager
+def sabotaged(sabotage: Sabotage) -> Iterator[Path]:
+    """Yield a copy of the tree whose feature is taken out."""
+    with tempfile.TemporaryDirectory(prefix="prove-") as folder:
+        tree = Path(folder)
+        copy_tree(tree)
+        sabotage.apply(tree)
+        yield tree
 
 
-def prove(sabotages: list[Sabotage]) -> bool:
-    """Run every test as it is and with its feature taken out; print a line each, and return whether all held."""
-    for database in sorted({sabotage.database for sabotage in sabotages}):
-        tests = sorted({sabotage.test for sabotage in sabotages if sabotage.database == database})
-        code, output = run(ROOT, tests, database)
-        if code:
+class Bench:
+    """Runs tests on one engine, of any tree; its cluster starts when it is first needed and stays until `close`."""
+
+    def __init__(self, database: str) -> None:
+        self._database = database
+        self._cluster: Cluster | None = None
+        self._stack = ExitStack()
+
+    def close(self) -> None:
+        """Stop the cluster and forget it."""
+        self._cluster = None
+        self._stack.close()
+
+    def run(
+        self, tree: Path, tests: list[str], *, standing: bool, hangs: float | None = None
+    ) -> tuple[bool | None, str]:
+        """Run tests of a tree, on the standing cluster or on one of their own, until one fails or hangs.
+
+        Returns:
+            Whether all passed, None if the run itself went wrong; and the end of what pytest printed.
+        """
+        environment = os.environ | {
+            "PYTHONPATH": str(tree),
+            "TEST_DATABASE": self._database,
+            "TEST_PATIENCE": str(PATIENCE),
+            "TEST_CLUSTER": str(self._folder()) if standing else "",
+        }
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", *tests]
+        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
+            # Its own group, so that one that hangs takes along what it has started.
+            process = subprocess.Popen(  # noqa: S603  # our own interpreter and test names
+                command, cwd=tree, env=environment, stdout=output, stderr=output, start_new_session=True
+            )
+            try:
+                code = process.wait(hangs)
+            except subprocess.TimeoutExpired:
+                code = FAILED
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            output.seek(0)
+            return {0: True, FAILED: False}.get(code), output.read()[-3000:]
+
+    def _folder(self) -> Path:
+        if self._cluster is None:
+            folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="prove-cluster-"))) / "c"
+            self._cluster = Cluster(folder, environment=conftest.ENVIRONMENT, database=self._database)
+            self._cluster.up()
+            self._stack.callback(self._cluster.down, wipe=True)
+        return self._cluster.layout.root
+
+    def passing(self, sabotages: list[Sabotage]) -> set[str]:
+        """Return those of the tests that pass as they are; tell of the others."""
+        standing = any(sabotage.servers for sabotage in sabotages)
+        tests = list(dict.fromkeys(sabotage.test for sabotage in sabotages))
+        if self.run(ROOT, tests, standing=standing)[0]:
+            return set(tests)
+        passed = set()
+        for test in tests:
+            passes, output = self.run(ROOT, [test], standing=standing)
+            if passes:
+                passed.add(test)
+            else:
+                print(output)
+        return passed
+
+    def fails_without(self, sabotage: Sabotage) -> bool:
+        """Return whether the test fails when its feature is taken out; tell of it if it does not."""
+        hangs = HANGS[sabotage.servers]
+        with sabotaged(sabotage) as tree:
+            if sabotage.servers and not sabotage.processes:
+                passes, _ = self.run(tree, [sabotage.test], standing=True, hangs=hangs)
+                if passes is False:
+                    as_it_is, _ = self.run(ROOT, [sabotage.test], standing=True)
+                    if as_it_is:
+                        return True
+                    self.close()  # it has left the cluster in a state in which nothing can be told
+            passes, output = self.run(tree, [sabotage.test], standing=False, hangs=hangs)
+        if passes is not False:
             print(output)
-            print(f"As it is, not every test passes on {database}; nothing can be proved.")
-            return False
+        return passes is False
+
+
+def prove(sabotages: list[Sabotage], proofs: Proofs) -> bool:
+    """Run every test as it is and with its feature taken out; print and write down each, return whether all held."""
+
+    def room(sabotage: Sabotage) -> tuple[str, bool, str]:
+        # What needs no cluster is told first.
+        return sabotage.database, sabotage.servers, sabotage.module
+
     held = True
-    for sabotage in sabotages:
-        with tempfile.TemporaryDirectory(prefix="prove-") as folder:
-            tree = Path(folder)
-            copy_tree(tree)
-            sabotage.apply(tree)
-            code, output = run(tree, [sabotage.test], sabotage.database)
-        fails = code == FAILED
-        held = held and fails
-        print(f"{'proved' if fails else 'NOT PROVED'}  {sabotage.test}  without {sabotage.path}", flush=True)
-        if not fails:
-            print(output)
+    for database, of_engine in groupby(sorted(sabotages, key=room), lambda sabotage: sabotage.database):
+        bench = Bench(database)
+        try:
+            for _, of_room in groupby(of_engine, room):
+                together = list(of_room)
+                passing = bench.passing(together)
+                for sabotage in together:
+                    result = BROKEN
+                    if sabotage.test in passing:
+                        result = PROVED if bench.fails_without(sabotage) else SURVIVES
+                    held = held and result is PROVED
+                    proofs.note(sabotage, result)
+                    print(f"{result.strip('*')}  {sabotage.test}  without {sabotage.path}", flush=True)
+        finally:
+            bench.close()
     return held
 
 
 def main(arguments: list[str]) -> int:
     """Check, then prove what is asked for."""
+    names = [argument for argument in arguments if not argument.startswith("--")]
     claims, found = read_claims(), look()
     said = problems(claims, found)
     if said:
@@ -171,11 +185,14 @@ def main(arguments: list[str]) -> int:
         return 1
     if "--check" in arguments:
         return 0
-    wanted = [sabotage for sabotage in found.sabotages if all(part in sabotage.test for part in arguments)]
+    wanted = [sabotage for sabotage in found.sabotages if all(part in sabotage.test for part in names)]
     if not wanted:
         print("No test with a sabotage has that name.")
         return 1
-    return 0 if prove(wanted) else 1
+    proofs = Proofs(TABLE, claims, found.sabotages)
+    if not names and "--again" not in arguments:
+        wanted = [sabotage for sabotage in wanted if not proofs.holds(sabotage)]
+    return 0 if prove(wanted, proofs) else 1
 
 
 if __name__ == "__main__":
