@@ -60,8 +60,10 @@ class Apart:
     def publisher(self, settings: Settings | None = None) -> Iterator[Publisher]:
         """Open a publisher to the broker, or to the one that other settings name."""
         publisher = Publisher(create_celery(settings or self.settings))
-        yield publisher
-        publisher.close()
+        try:
+            yield publisher
+        finally:
+            publisher.close()
 
     async def tell(self, event: str, writer: Writer | None = None) -> UUID:
         """Append a message about a fresh subject and return the subject."""

@@ -138,31 +138,37 @@ async def test_the_loop_does_not_block_while_redis_stalls(
     connect: Connect, resources: Resources, cluster: Cluster
 ) -> None:
     client, server = connect(fresh_address()), psutil.Process(cluster.process("redis").pid)
-    lags: list[float] = []
 
-    async def beat() -> None:
-        while True:
-            began = monotonic()
-            await asyncio.sleep(0.01)
-            lags.append(monotonic() - began - 0.01)
+    async def measured(requests: int) -> tuple[list[float], list[float]]:
+        """Return how long requests took, and by how much the loop was late meanwhile."""
+        times, lags = list[float](), list[float]()
 
-    beating = asyncio.create_task(beat())
+        async def beat() -> None:
+            while True:
+                began = monotonic()
+                await asyncio.sleep(0.01)
+                lags.append(monotonic() - began - 0.01)
+
+        beating = asyncio.create_task(beat())
+        try:
+            for _ in range(requests):
+                began = monotonic()
+                answer = await client.get("/api/v1/products/search?q=lamp")
+                assert answer.status_code in {200, 429}
+                times.append(monotonic() - began)
+        finally:
+            beating.cancel()
+        return sorted(times), sorted(lags)
+
+    usual, usual_lags = await measured(50)
     server.suspend()
     try:
-        until_ = monotonic() + 2
-        times = []
-        while monotonic() < until_:
-            began = monotonic()
-            answer = await client.get("/api/v1/products/search?q=lamp")
-            assert answer.status_code in {200, 429}
-            times.append(monotonic() - began)
+        times, lags = await measured(50)
     finally:
         server.resume()
-        beating.cancel()
-    # The first waits for its timeout; from then on Redis is not asked.
-    assert sorted(times)[len(times) // 2] < 0.1
-    assert len(times) > 20
-    assert sorted(lags)[len(lags) * 9 // 10] < 0.1
+    # The first waits for its timeout; from then on Redis is not asked. On a slow machine everything is slow.
+    assert times[25] < 0.1 + 2 * usual[25]
+    assert lags[len(lags) * 9 // 10] < 0.1 + 2 * usual_lags[-1]
 
     async def back() -> bool:
         try:

@@ -12,6 +12,7 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 import httpx
+from conftest import PATIENCE
 from sagas import Shop
 from sqlalchemy import func, select
 
@@ -62,7 +63,7 @@ class Processes:
             process.terminate()
         for process in self._running.values():
             with suppress(subprocess.TimeoutExpired):
-                process.wait(20)
+                process.wait(PATIENCE)
             process.kill()
             process.wait()
 

@@ -12,6 +12,7 @@ from conftest import Customer, until
 from redis.asyncio import Redis
 
 from app.scaling.cache import Entry, Kind
+from app.scaling.values import LEASE_MILLISECONDS
 from app.wiring import Resources
 from deploy.local.cluster import Cluster
 
@@ -81,13 +82,15 @@ async def test_500_requests_for_one_cold_profile_on_two_instances_cost_one_read(
         for url in urls:  # each knows the session and has its connections open
             (await client.get(f"{url}/api/v1/profiles/me", headers=headers)).raise_for_status()
         await redis.delete(*await redis.keys(f"profile:*{customer.profile['id']}*"))
-        before = await loads(client, urls)
+        before, began = await loads(client, urls), monotonic()
         answers = await asyncio.gather(
             *(client.get(f"{urls[number % 2]}{path}", headers=headers) for number in range(500))
         )
         assert {answer.status_code for answer in answers} == {200}
         assert len({answer.content for answer in answers}) == 1
-        assert await loads(client, urls) - before == 1
+        # Who loads has a lease of it; only a load that takes longer is not waited for any more.
+        longer = int((monotonic() - began) * 1000 / LEASE_MILLISECONDS)
+        assert 1 <= await loads(client, urls) - before <= 1 + longer
 
 
 @pytest.mark.sabotage(

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from apart import Apart, apart_from
-from conftest import until
+from conftest import PATIENCE, until
 
 from app.core.ids import new_id
 from app.scaling.events import STREAM
@@ -66,7 +66,7 @@ async def test_a_killed_consumers_events_are_handled_by_another(cluster: Cluster
 
             await until(all_confirmed)
             other.send_signal(signal.SIGTERM)
-            assert await asyncio.to_thread(other.wait, 20) == 0
+            assert await asyncio.to_thread(other.wait, PATIENCE) == 0
         finally:
             other.kill()
         # Twice is only what it had handled and could not say any more.

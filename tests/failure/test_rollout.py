@@ -14,6 +14,8 @@ from deploy.local.cluster import Cluster
 
 # Requests in a second, over both instances; of 20 of them one places an order and one changes a profile.
 RATE = 200
+# At once at most: more would be a test of overload, on a machine that is slower than the rate.
+MOST = 50
 MIX = ("product",) * 12 + ("list",) * 4 + ("profile",) * 2 + ("change", "order")
 CUSTOMERS = 10
 
@@ -29,6 +31,7 @@ class Shop:
         self._versions = dict.fromkeys((customer.email for customer in customers), 1)
         self._changes = {customer.email: asyncio.Lock() for customer in customers}
         self._over = asyncio.Event()
+        self._places = asyncio.Semaphore(MOST)
 
     async def open(self) -> None:
         """Send requests until closed, each at its own time."""
@@ -39,6 +42,7 @@ class Shop:
                 if self._over.is_set():
                     return
                 customer = self.customers[number // len(MIX) % CUSTOMERS]
+                await self._places.acquire()
                 requests.create_task(self._count(what, customer, number))
                 await asyncio.sleep(begun + number / RATE - loop.time())
 
@@ -52,6 +56,8 @@ class Shop:
         except httpx.TransportError as error:
             self.answers[f"{what}: {type(error).__name__}"] += 1
             return
+        finally:
+            self._places.release()
         for answer in answers:
             self.answers["ok" if answer.is_success else f"{what}: {answer.status_code} {answer.text[:120]}"] += 1
 

@@ -19,6 +19,7 @@ from engines import WORDS, ask, database_at, elsewhere
 from app.core import context
 from app.core.settings import Settings
 from app.domain.catalog.tables import warehouses
+from app.scaling.database import Database
 from app.scaling.dialect import insert_ignore
 from app.scaling.redis_link import RedisDown
 from app.wiring import Resources, open_resources
@@ -82,6 +83,17 @@ async def other(quiet: Resources) -> AsyncIterator[Resources]:
     async with open_resources(quiet.settings) as opened:
         await _settled(opened)
         yield opened
+
+
+@asynccontextmanager
+async def started(resources: Resources, **changed: Any) -> AsyncIterator[Database]:
+    """Open the database of `resources` once more, with some settings changed."""
+    database = Database(resources.settings.database.model_copy(update=changed))
+    await database.start()
+    try:
+        yield database
+    finally:
+        await database.stop()
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,9 @@ async def test_many_clients_share_a_few_connections_through_pgbouncer_in_transac
                 found = await database.reader().all(select(rows.c.orders).where(rows.c.product_id == first))
                 return sorted(row.orders for row in found) == [1, 3]
 
-        for _ in range(3):
-            assert all(await asyncio.gather(*(customer() for _ in range(CLIENTS))))
-        await database.stop()
+        try:
+            for _ in range(3):
+                assert all(await asyncio.gather(*(customer() for _ in range(CLIENTS))))
+        finally:
+            await database.stop()
     assert 0 < len(behind) <= SERVER_CONNECTIONS

@@ -8,7 +8,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 from apart import Apart, apart_from
-from conftest import until
+from conftest import PATIENCE, until
 from sagas import Shop
 
 from app.core.ids import new_id
@@ -188,7 +188,7 @@ async def test_a_consumer_stops_when_it_is_told_to(apart: Apart) -> None:
 
     await until(at_work)
     stopping.set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         await serving
 
 

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 from conftest import until
 from engines import WORDS
-from quiet import Servers, stranger, url_of
+from quiet import Servers, started, stranger, url_of
 from sqlalchemy import insert, select, text
 from sqlalchemy.exc import IntegrityError
 from wiretap import Wire
@@ -49,13 +49,8 @@ async def add(database: Database) -> UUID:
 async def narrow(quiet: Resources) -> AsyncIterator[Database]:
     """A database without replicas, with one connection a pool that is waited for briefly."""
     address = quiet.settings.database.shards[0].model_copy(update={"replicas": ()})
-    settings = quiet.settings.database.model_copy(
-        update={"shards": (address,), "pool_size": 2, "pool_timeout": 0.4, "primary_read_cap": 2}
-    )
-    database = Database(settings)
-    await database.start()
-    yield database
-    await database.stop()
+    async with started(quiet, shards=(address,), pool_size=2, pool_timeout=0.4, primary_read_cap=2) as database:
+        yield database
 
 
 async def test_leaving_the_block_commits_and_nothing_else_does(quiet: Resources, servers: Servers) -> None:
@@ -235,19 +230,14 @@ async def test_a_read_is_one_round_trip_without_a_transaction_around_it(quiet: R
     (only,) = quiet.settings.database.shards
     async with Wire.to(url_of(cluster, "replica-1")) as wire:
         through = wire.instead_of(only.replicas[0])
-        database = Database(
-            quiet.settings.database.model_copy(
-                # The watcher asks only at the start, so that what passes is what the reads send.
-                update={"shards": (only.model_copy(update={"replicas": (through,)}),), "replica_poll": 3600}
-            )
-        )
-        await database.start()
-        read = database.reader().first
-        await read(text("SELECT 4711"))
-        wire.sent.clear()
-        for _ in range(20):
+        shards = (only.model_copy(update={"replicas": (through,)}),)
+        # The watcher asks only at the start, so that what passes is what the reads send.
+        async with started(quiet, shards=shards, replica_poll=3600) as database:
+            read = database.reader().first
             await read(text("SELECT 4711"))
-        await database.stop()
+            wire.sent.clear()
+            for _ in range(20):
+                await read(text("SELECT 4711"))
     # Each read: bind, execute, sync. One sync is one round trip; a BEGIN would be a query of its own.
     wire.sent.pop("X", None)
     assert wire.sent == {"B": 20, "E": 20, "S": 20}

@@ -6,9 +6,10 @@ from contextlib import aclosing, suppress
 
 import pytest
 from apart import apart_from
-from conftest import settings_from, until
+from conftest import PATIENCE, settings_from, until
 from sagas import Shop
 
+from app.domain.orders import following as room
 from app.domain.orders.following import Told
 from app.domain.orders.rules import Order
 from app.scaling.events import STREAM
@@ -31,13 +32,19 @@ async def shop(made: Shop) -> Shop:
     return made
 
 
-def follow(resources: Resources, order: Order, after: int = 0, seconds: float = 30) -> AsyncGenerator[Sequence[Told]]:
-    return resources.following.follow(order.profile_id, order.id, after, seconds)
+@pytest.fixture(autouse=True)
+def only_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody looks by themselves within a test: whoever sees something was told, or knows that they are not told."""
+    monkeypatch.setattr(room, "QUIET_SECONDS", 3600.0)
 
 
-async def news(following: AsyncGenerator[Sequence[Told]], seconds: float = 10) -> list[str]:
+def follow(resources: Resources, order: Order, seconds: float = 2 * PATIENCE) -> AsyncGenerator[Sequence[Told]]:
+    return resources.following.follow(order.profile_id, order.id, 0, seconds)
+
+
+async def news(following: AsyncGenerator[Sequence[Told]]) -> list[str]:
     """Return the next statuses that are not none."""
-    async with asyncio.timeout(seconds):
+    async with asyncio.timeout(PATIENCE):
         while True:
             found = await anext(following)
             if found:
@@ -67,7 +74,7 @@ async def test_a_watcher_is_told_by_the_stream(shop: Shop) -> None:
         await shop.apart.make_due()
         order = await shop.now(order)
         await relayed(shop)
-        assert await news(following, seconds=5) == ["confirmed"]
+        assert await news(following) == ["confirmed"]
     assert await until(silent), "nobody watches, nobody reads"
 
 
@@ -82,7 +89,7 @@ async def test_without_redis_a_status_is_seen_all_the_same(shop: Shop) -> None:
     async with open_resources(settings) as cut_off, aclosing(follow(cut_off, order)) as following:
         assert await news(following) == ["processing"]
         await shop.drain()
-        assert await news(following, seconds=10) == ["confirmed"]
+        assert await news(following) == ["confirmed"]
 
 
 async def test_what_happens_while_the_reader_starts_is_not_missed(shop: Shop) -> None:
@@ -92,7 +99,7 @@ async def test_what_happens_while_the_reader_starts_is_not_missed(shop: Shop) ->
         # Before the reader knows where the stream ends: nobody is told of this by an entry.
         await shop.drain()
         await relayed(shop)
-        assert await news(following, seconds=10) == ["confirmed"]
+        assert await news(following) == ["confirmed"]
 
 
 async def test_it_goes_on_after_the_stream_was_lost(shop: Shop) -> None:
@@ -103,13 +110,13 @@ async def test_it_goes_on_after_the_stream_was_lost(shop: Shop) -> None:
         await shop.drain()
         await shop.apart.resources.orders.cancel(order.profile_id, order.id)
         await relayed(shop)
-        assert (await news(following, seconds=10))[0] == "confirmed"
+        assert (await news(following))[0] == "confirmed"
 
 
 async def test_it_ends_in_time(shop: Shop) -> None:
     order = await shop.order()
     async with aclosing(follow(shop.apart.resources, order, seconds=0.5)) as following:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             assert sum([len(found) async for found in following]) == 1
 
 

@@ -103,9 +103,11 @@ async def indexed(cluster: Cluster) -> AsyncIterator[Resources]:
         settings = settings_from(environment_of(cluster, DATABASE) | {"REPLICA_URLS": "", "CACHE_LOCAL_ENTRIES": "0"})
         await asyncio.to_thread(runner.upgrade, settings)
         connection = await asyncpg.connect(url)
-        await connection.execute(FILL)
-        await connection.execute("ANALYZE")
-        await connection.close()
+        try:
+            await connection.execute(FILL)
+            await connection.execute("ANALYZE")
+        finally:
+            await connection.close()
         async with open_resources(settings) as opened:
             await opened.redis.client.flushdb()
             yield opened
@@ -208,16 +210,18 @@ async def test_an_index_is_used_by_the_statement_that_it_is_for(
     with heard() as statements:
         await USES[index](indexed)
     connection = await asyncpg.connect(url_of(cluster, "primary", DATABASE))
-    await connection.set_type_codec("json", schema="pg_catalog", encoder=str, decoder=json.loads)
     used, read_whole = set(), set()
-    for statement, parameters in dict(statements).items():  # a loop's statement once
-        if statement.lstrip().startswith("INSERT"):
-            continue
-        plan = await connection.fetchval(f"EXPLAIN (FORMAT JSON) {statement}", *parameters)
-        for part in parts_of(plan[0]["Plan"]):
-            used.add(part.get("Index Name"))
-            if part["Node Type"] == "Seq Scan":
-                read_whole.add(part["Relation Name"])
-    await connection.close()
+    try:
+        await connection.set_type_codec("json", schema="pg_catalog", encoder=str, decoder=json.loads)
+        for statement, parameters in dict(statements).items():  # a loop's statement once
+            if statement.lstrip().startswith("INSERT"):
+                continue
+            plan = await connection.fetchval(f"EXPLAIN (FORMAT JSON) {statement}", *parameters)
+            for part in parts_of(plan[0]["Plan"]):
+                used.add(part.get("Index Name"))
+                if part["Node Type"] == "Seq Scan":
+                    read_whole.add(part["Relation Name"])
+    finally:
+        await connection.close()
     assert index in used
     assert not read_whole - SMALL

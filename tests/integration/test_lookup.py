@@ -5,9 +5,9 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from conftest import until
+from conftest import PATIENCE, until
 from engines import WORDS
-from quiet import Servers
+from quiet import Servers, started
 from sqlalchemy import bindparam, literal_column, select, text
 
 from app.domain.catalog.rules import NewProduct
@@ -15,7 +15,6 @@ from app.domain.catalog.tables import products
 from app.domain.profiles.rules import Location, NewProfile, Profile
 from app.domain.profiles.tables import profiles
 from app.scaling import dialect
-from app.scaling.database import Database
 from app.scaling.lookup import Lookup
 from app.wiring import Resources
 
@@ -75,29 +74,27 @@ def test_a_value_that_is_fixed_in_the_statement_is_refused_when_it_is_first_aske
 @pytest.mark.parametrize("ask", ["find", "first"])
 async def test_who_goes_away_in_the_middle_of_an_answer_leaves_nothing_of_it_behind(quiet: Resources, ask: str) -> None:
     profile = await new_profile(quiet)
-    database = Database(quiet.settings.database.model_copy(update={"pool_size": 1}))
-    await database.start()
-    (replica, *_), statement = database.shards[0].replicas.nodes, select(literal_column("1").label("one"))
+    async with started(quiet, pool_size=1) as database:
+        (replica, *_), statement = database.shards[0].replicas.nodes, select(literal_column("1").label("one"))
 
-    async def asks() -> bool:
-        return bool(replica.in_use)
+        async def asks() -> bool:
+            return bool(replica.in_use)
 
-    def sleeping() -> Any:
-        return replica.find(SLEEP, {}) if ask == "find" else replica.all(SLEEP._statement)
+        def sleeping() -> Any:
+            return replica.find(SLEEP, {}) if ask == "find" else replica.all(SLEEP._statement)
 
-    for _ in range(3):
-        leaving = asyncio.create_task(sleeping())
-        await until(asks)
-        leaving.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await leaving
-        assert not replica.in_use
-        async with asyncio.timeout(4):
-            (row,) = await replica.find(PROFILE, {"profile_id": profile.id})
-            assert row.profile_id == profile.id
-            ((one,),) = await replica.all(statement)
-            assert one == 1
-    await database.stop()
+        for _ in range(3):
+            leaving = asyncio.create_task(sleeping())
+            await until(asks)
+            leaving.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await leaving
+            assert not replica.in_use
+            async with asyncio.timeout(PATIENCE):
+                (row,) = await replica.find(PROFILE, {"profile_id": profile.id})
+                assert row.profile_id == profile.id
+                ((one,),) = await replica.all(statement)
+                assert one == 1
 
 
 @pytest.mark.sabotage(
@@ -105,16 +102,14 @@ async def test_who_goes_away_in_the_middle_of_an_answer_leaves_nothing_of_it_beh
 )
 async def test_a_lookup_meets_no_connection_that_its_server_has_closed(quiet: Resources, servers: Servers) -> None:
     profile = await new_profile(quiet)
-    database = Database(quiet.settings.database.model_copy(update={"pool_size": 1}))
-    await database.start()
-    primary = database.shards[0].replicas.primary
-    (row,) = await primary.all(text(WORDS.own_id))
+    async with started(quiet, pool_size=1) as database:
+        primary = database.shards[0].replicas.primary
+        (row,) = await primary.all(text(WORDS.own_id))
 
-    async def is_cut() -> bool:
-        return dialect.is_cut(primary.idle[0].driver_connection)
+        async def is_cut() -> bool:
+            return dialect.is_cut(primary.idle[0].driver_connection)
 
-    assert await primary.find(PROFILE, {"profile_id": profile.id})
-    await servers.sql("primary", WORDS.end, row.id)
-    await until(is_cut)
-    assert await primary.find(PROFILE, {"profile_id": profile.id})
-    await database.stop()
+        assert await primary.find(PROFILE, {"profile_id": profile.id})
+        await servers.sql("primary", WORDS.end, row.id)
+        await until(is_cut)
+        assert await primary.find(PROFILE, {"profile_id": profile.id})

@@ -13,7 +13,7 @@ import pytest
 from conftest import settings_from
 from engines import WORDS, ask
 from pymysql.constants import COMMAND
-from quiet import Servers, database_on, environment_of, stranger
+from quiet import Servers, database_on, environment_of, started, stranger
 from sqlalchemy import insert, text, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -148,10 +148,8 @@ async def test_two_that_find_the_same_key_and_then_change_it_do_not_wait_for_eac
 @pytest.fixture
 async def hasty(quiet: Resources) -> AsyncIterator[Database]:
     """An instance whose statements have little time."""
-    database = Database(quiet.settings.database.model_copy(update={"command_timeout": 0.3}))
-    await database.start()
-    yield database
-    await database.stop()
+    async with started(quiet, command_timeout=0.3) as database:
+        yield database
 
 
 @pytest.mark.sabotage(

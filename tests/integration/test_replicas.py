@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import pytest
 from conftest import until
 from engines import WORDS
-from quiet import REPLICAS, Servers, stranger
+from quiet import REPLICAS, Servers, started, stranger
 from sqlalchemy import insert, select, text
 
 from app.core import context
@@ -52,10 +52,8 @@ def replicas_of(database: Database) -> tuple[Node, ...]:
 @pytest.fixture
 async def strict(quiet: Resources) -> AsyncIterator[Database]:
     """An instance that takes no lag."""
-    database = Database(quiet.settings.database.model_copy(update={"replica_max_lag": 0.05}))
-    await database.start()
-    yield database
-    await database.stop()
+    async with started(quiet, replica_max_lag=0.05) as database:
+        yield database
 
 
 @pytest.mark.sabotage(

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 import pytest
 from apart import Apart, answers, running_redis
-from conftest import settings_from, until
+from conftest import PATIENCE, settings_from, until
 
 from app.scaling.outbox import Message
 from workers.broker import Posting
@@ -108,7 +108,7 @@ def running_worker(environment: dict[str, str], folder: Path) -> Iterator[Worker
         yield Worker(process, folder)
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(PATIENCE)
 
 
 def posting(message: Message, task: str) -> Posting:
@@ -144,7 +144,7 @@ async def test_a_message_that_kills_its_process_ends_as_a_dead_letter_and_blocks
         )
         for one in good:
             await until(settled, apart, one)
-        letters = await until(apart.dead_letters, seconds=40)
+        letters = await until(apart.dead_letters, seconds=2 * PATIENCE)
     assert [(letter.task, letter.message_id) for letter in letters] == [("orders.deadly", deadly.id)]
     assert await settled(apart, deadly)
 
@@ -182,7 +182,7 @@ async def test_a_worker_whose_broker_was_away_while_it_worked_goes_on_afterwards
             brokers.enter_context(running_redis(free_port, tmp_path))
             await until(answers, free_port)
             await asyncio.to_thread(publisher.publish, [posting(afterwards, "orders.good")])
-            await until(settled, apart, afterwards, seconds=40)
+            await until(settled, apart, afterwards, seconds=2 * PATIENCE)
 
 
 async def _saw_the_loss(worker: Worker) -> bool:

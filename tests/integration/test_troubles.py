@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 from conftest import until
 from engines import WORDS
-from quiet import REPLICAS, Servers, stranger
+from quiet import REPLICAS, Servers, started, stranger
 from sqlalchemy import insert, select, text, update
 from sqlalchemy.exc import DBAPIError
 
@@ -29,10 +29,8 @@ PASSWORD = "a long enough pass phrase"
 @pytest.fixture
 async def hasty(quiet: Resources) -> AsyncIterator[Database]:
     """An instance whose statements have little time."""
-    database = Database(quiet.settings.database.model_copy(update={"command_timeout": 0.3}))
-    await database.start()
-    yield database
-    await database.stop()
+    async with started(quiet, command_timeout=0.3) as database:
+        yield database
 
 
 def healthy(database: Database) -> list[bool]:
