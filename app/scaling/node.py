@@ -17,6 +17,7 @@ from sqlalchemy.util import greenlet_spawn
 from app.core.settings import DatabaseSettings
 from app.scaling import dialect
 from app.scaling.lookup import Compiled, Lookup
+from app.scaling.turns import Turns
 
 
 @dataclass(slots=True, eq=False)
@@ -29,7 +30,6 @@ class Node:
         engine: its pool for reads.
         writes: its pool for transactions, used while it is the primary.
         turns: as many as the pool for reads has connections; who waits for one gets it in the order of arrival.
-        patience: seconds that a read waits for its turn.
         idle: connections of the pool for reads that lookups keep: to take one out and give it back costs more than to
             ask on it. With those in use they are never more than the pool has, as each use has its turn; `all` gives
             one back before it takes one.
@@ -50,8 +50,7 @@ class Node:
     url: str = field(repr=False)
     engine: AsyncEngine
     writes: AsyncEngine
-    turns: asyncio.Semaphore
-    patience: float
+    turns: Turns
     idle: list[PoolProxiedConnection] = field(default_factory=list)
     in_flight: int = 0
     in_use: set[Any] = field(default_factory=set)
@@ -73,8 +72,7 @@ class Node:
             url=url,
             engine=dialect.create_engine(url, settings, autocommit=True, name="reader"),
             writes=dialect.create_engine(url, settings, autocommit=False, name="writer"),
-            turns=asyncio.Semaphore(settings.connections),
-            patience=settings.pool_timeout,
+            turns=Turns(settings.connections, settings.pool_timeout),
         )
 
     async def all(self, statement: Executable) -> Sequence[Row[Any]]:
@@ -91,7 +89,7 @@ class Node:
             # One step for connection, statement and rows: SQLAlchemy's own async faces make four of them.
             return await greenlet_spawn(self._all, statement)
         finally:
-            self.turns.release()
+            self.turns.give()
 
     async def find(self, lookup: Lookup, values: Mapping[str, Any]) -> list[Any]:
         """Return the rows of a lookup, their columns as attributes.
@@ -103,7 +101,7 @@ class Node:
         try:
             return await self._find(lookup.compiled(self.engine.dialect), values)
         finally:
-            self.turns.release()
+            self.turns.give()
 
     async def close(self) -> None:
         """Close the pools."""
@@ -149,19 +147,6 @@ class Node:
 
     async def _take_turn(self) -> None:
         try:
-            await take(self.turns, self.patience)
+            await self.turns.take()
         except TimeoutError as error:
             raise PoolTimeout("no connection became free in time") from error
-
-
-async def take(places: asyncio.Semaphore, seconds: float) -> None:
-    """Take one of some places, waiting so long at most; where one is free that takes no timer.
-
-    Raises:
-        TimeoutError: if none became free in time.
-    """
-    if not places.locked():
-        await places.acquire()
-        return
-    async with asyncio.timeout(seconds):
-        await places.acquire()

@@ -162,7 +162,9 @@ async def test_when_all_connections_are_in_use_a_write_says_so_instead_of_waitin
 
 
 @pytest.mark.sabotage(
-    path="app/scaling/node.py", take_out="asyncio.Semaphore(settings.connections)", put="asyncio.Semaphore(1000)"
+    path="app/scaling/node.py",
+    take_out="Turns(settings.connections, settings.pool_timeout)",
+    put="Turns(1000, settings.pool_timeout)",
 )
 async def test_a_read_that_waits_for_a_connection_is_not_passed_by_for_ever(narrow: Database) -> None:
     """Who gives one back and at once asks for one would take it before the one that waits has woken up."""
@@ -194,9 +196,9 @@ async def _fill(node: Node) -> list[Any]:
 
 
 @pytest.mark.sabotage(
-    path="app/scaling/database/reader.py",
-    take_out="take(shard.primary_reads, PRIMARY_WAIT)",
-    put="take(shard.primary_reads, 3600)",
+    path="app/scaling/database/__init__.py",
+    take_out="Turns(settings.primary_read_cap, PRIMARY_WAIT)",
+    put="Turns(settings.primary_read_cap, 3600)",
 )
 @pytest.mark.postgresql("its advisory locks hold the reads up")
 async def test_reads_of_the_primary_are_capped_and_refused_past_the_cap(narrow: Database, servers: Servers) -> None:

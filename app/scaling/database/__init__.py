@@ -24,13 +24,14 @@ from app.scaling import dialect
 from app.scaling.database.map_row import MapRow
 from app.scaling.database.reader import Reader
 from app.scaling.database.schema import metadata, shard_map
-from app.scaling.database.shard import CATALOG_SHARD, Place, Shard, own
+from app.scaling.database.shard import CATALOG_SHARD, PRIMARY_WAIT, Place, Shard, own
 from app.scaling.database.writer import Insertion, Transactions, Writer
 from app.scaling.dialect import Rows
 from app.scaling.live_map import ALONE, LiveMap
 from app.scaling.positions import Positions
 from app.scaling.replicas import ReplicaSet
 from app.scaling.sharding import ShardMap
+from app.scaling.turns import Turns
 
 __all__ = ["CATALOG_SHARD", "Database", "Queries", "Reader", "Writer", "metadata", "shard_map"]
 
@@ -52,7 +53,7 @@ class Database:
             Shard(
                 number=number,
                 replicas=ReplicaSet(number, address, settings),
-                primary_reads=asyncio.Semaphore(settings.primary_read_cap),
+                primary_reads=Turns(settings.primary_read_cap, PRIMARY_WAIT),
             )
             for number, address in enumerate(settings.shards)
         )

@@ -22,14 +22,11 @@ from app.scaling.database.refusals import all_in_use, too_slow
 from app.scaling.database.shard import Place, Shard, statements_of
 from app.scaling.dialect import Trouble
 from app.scaling.lookup import Lookup
-from app.scaling.node import Node, take
+from app.scaling.node import Node
 
 # Replicas that one read may lose before it asks the primary: two, because replicas that share a machine or a restart
 # die together, sooner than any watcher sees it.
 REPLICA_TRIES = 2
-
-# Seconds a read waits for its turn at the primary: a burst passes in this time, an outage of the replicas does not.
-PRIMARY_WAIT = 0.25
 
 _Ask = Callable[[Node], Awaitable[Sequence[Any]]]
 
@@ -96,13 +93,13 @@ class Reader:
             raise Unavailable("The database has no primary right now; try again.", code="database_down")
         # The cap keeps an outage of the replicas from turning into one of the primary.
         try:
-            await take(shard.primary_reads, PRIMARY_WAIT)
+            await shard.primary_reads.take()
         except TimeoutError as error:
             raise Unavailable("Too many reads wait for the primary; try again.", code="read_capacity") from error
         try:
             return await self._send(shard, nodes.primary, ask)
         finally:
-            shard.primary_reads.release()
+            shard.primary_reads.give()
 
     async def _send(self, shard: Shard, node: Node, ask: _Ask) -> Sequence[Any]:
         name = shard.replicas.name_of(node)

@@ -3,7 +3,6 @@
 Nothing here asks a server; what is known of the servers is the replica set's.
 """
 
-import asyncio
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -15,8 +14,12 @@ from app.core.telemetry import DATABASE_STATEMENTS
 from app.scaling import dialect
 from app.scaling.replicas import ReplicaSet
 from app.scaling.sharding import ShardMap
+from app.scaling.turns import Turns
 
 CATALOG_SHARD = 0  # holds what belongs to no profile: directory, products, warehouses, stock, jobs
+
+# Seconds a read waits for its turn at the primary: a burst passes in this time, an outage of the replicas does not.
+PRIMARY_WAIT = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +28,7 @@ class Shard:
 
     number: int
     replicas: ReplicaSet
-    primary_reads: asyncio.Semaphore
+    primary_reads: Turns
 
 
 class Place(NamedTuple):
