@@ -84,7 +84,8 @@ class Cache:
         self._near = near
         self._raise = pipe.script(_RAISE)
         self._loaders: dict[str, Callable[[str], Load]] = {}
-        self._loading: dict[str, asyncio.Task[Entry]] = {}
+        # What is being loaded; told the value, or None by a loader that went away.
+        self._loading: dict[str, asyncio.Future[Entry | None]] = {}
         self._leased: set[str] = set()  # of what is being loaded, what is ours to load
         self._early: dict[str, asyncio.Task[None]] = {}
         self._costs: dict[str, int] = {}
@@ -169,16 +170,15 @@ class Cache:
         flight = f"{_local(kind, key)}@{_which()}"
         if leased:
             self._leased.add(flight)
-        task = self._loading.get(flight)
-        if task is None:
-            task = asyncio.create_task(self._load_alone(kind, key, flight, load or self._loaders[kind.name](key)))
-            self._loading[flight] = task
-            task.add_done_callback(lambda _: self._landed(flight))
-        return await asyncio.shield(task)
+        while (loading := self._loading.get(flight)) is not None:
+            loaded = await asyncio.shield(loading)
+            if loaded is not None:
+                return loaded
+        return await self._load_for_all(kind, key, flight, load or self._loaders[kind.name](key))
 
     async def give_up(self, kind: Kind, key: str) -> None:
-        """Let others load what a caller without positions has the lease of."""
-        await self._values.give_up(kind, key, "")
+        """Let others load what the work at hand has the lease of."""
+        await self._values.give_up(kind, key, _which())
 
     async def several(
         self, kind: Kind, keys: Sequence[str], load: Callable[[Sequence[str]], Awaitable[dict[str, Entry]]]
@@ -314,6 +314,25 @@ class Cache:
             except Unavailable as error:
                 log.warning("a value is not renewed before it expires", kind=kind.name, reason=error.code)
 
+    async def _load_for_all(self, kind: Kind, key: str, flight: str, load: Load) -> Entry:
+        """Load in the caller's own task and tell all who wait for the same; if it goes away, one of them loads."""
+        loading = self._loading[flight] = asyncio.get_running_loop().create_future()
+        try:
+            entry = await self._load_alone(kind, key, flight, load)
+        except asyncio.CancelledError:
+            loading.set_result(None)
+            raise
+        except BaseException as error:
+            loading.set_exception(error)
+            loading.exception()  # seen: nearly always nobody else waits
+            raise
+        else:
+            loading.set_result(entry)
+            return entry
+        finally:
+            del self._loading[flight]
+            self._leased.discard(flight)
+
     async def _load_alone(self, kind: Kind, key: str, flight: str, load: Load) -> Entry:
         """Load, unless another instance is loading the same for callers of the same position: then take its value."""
         which = _which()
@@ -336,10 +355,6 @@ class Cache:
                 await self._values.give_up(kind, key, which)
             raise
 
-    def _landed(self, flight: str) -> None:
-        self._loading.pop(flight, None)
-        self._leased.discard(flight)
-
     async def _load(self, kind: Kind, key: str, load: Load, *, leased: str | None = None) -> Entry:
         CACHE_LOADS.labels(kind.name).inc()
         began = monotonic()
@@ -352,11 +367,10 @@ class Cache:
 
 
 def _which() -> str:
-    """Return the positions that the work at hand must see, as one text; nearly nobody has any."""
+    """Return the positions that the work at hand must see as one text, of a single one as `Admissions` writes it."""
     work = context.current()
-    if not work.positions and not work.unsettled:
-        return ""
-    return f"{sorted(work.positions.items())}{sorted(work.unsettled)}"
+    settled = ",".join(f"{shard}:{position}" for shard, position in sorted(work.positions.items()))
+    return f"{settled}?{sorted(work.unsettled)}" if work.unsettled else settled
 
 
 def _local(kind: Kind, key: str) -> str:

@@ -210,12 +210,18 @@ async def _uncache(resources: Resources, kind: Kind, key: str) -> None:
 
 
 @pytest.mark.sabotage(
+    path="app/domain/sessions/admission.py",
+    take_out="(#positions == 0 or settled)",
+    put="#positions == 0",
+)
+@pytest.mark.sabotage(
     path="app/api/hotpath.py",
     take_out="elif entry is None and admission.verdict.allowed:",
     put="elif False:",
 )
 @pytest.mark.parametrize("kind", [PROFILE, PRODUCT])
 @pytest.mark.parametrize("condition", [{}, {"If-None-Match": "*"}, {"If-None-Match": '"v0"'}])
+@pytest.mark.parametrize("positions", [{}, {"0": 4711}], ids=["no position", "a position"])
 async def test_what_no_cache_has_is_loaded_in_two_round_trips_and_answered_the_same(
     instances: list[httpx.AsyncClient],
     resources: Resources,
@@ -225,6 +231,7 @@ async def test_what_no_cache_has_is_loaded_in_two_round_trips_and_answered_the_s
     monkeypatch: pytest.MonkeyPatch,
     kind: Kind,
     condition: dict[str, str],
+    positions: dict[str, int],
 ) -> None:
     reader, other, product = await new_customer(), await new_customer(), await new_product()
     key = other.profile["id"] if kind is PROFILE else product["id"]
@@ -232,9 +239,12 @@ async def test_what_no_cache_has_is_loaded_in_two_round_trips_and_answered_the_s
     headers = {"Authorization": f"Bearer {reader.token}", **condition}
 
     async def forgotten() -> bool:
-        """Whether the reader has no position to reach any more, which the sign-in of a moment ago left."""
+        """Whether the reader has no positions to reach but these any more: the sign-in of a moment ago left one."""
         await _uncache(resources, kind, key)
-        await resources.redis.client.delete(f"positions:{{{reader.profile['id']}}}")
+        name = f"positions:{{{reader.profile['id']}}}"
+        await resources.redis.client.delete(name)
+        if positions:
+            await resources.redis.client.hset(name, mapping=positions)
         return not await resources.redis.client.exists(resources.cache.names_of(kind, key)[0])
 
     await until(forgotten)
@@ -255,7 +265,7 @@ async def test_what_no_cache_has_is_loaded_in_two_round_trips_and_answered_the_s
     assert _layer(hot) == "miss"
     assert ', db;desc="' in hot.headers["server-timing"]
     assert len(asked) == 2
-    assert not await resources.redis.client.exists(resources.cache.names_of(kind, key)[1])
+    assert not await resources.redis.client.keys(f"{resources.cache.names_of(kind, key)[1]}*")
     assert _layer(await instances[1].get(path, headers=headers)) == "l2"
 
 

@@ -130,8 +130,8 @@ async def test_values_live_as_long_as_their_kind_less_some_jitter(quiet: Resourc
 
 @pytest.mark.sabotage(
     path="app/scaling/cache.py",
-    take_out="            self._loading[flight] = task\n",
-    put="            self._loading[name] = task\n",
+    take_out="(loading := self._loading.get(flight)) is not None",
+    put="(loading := self._loading.get(key)) is not None",
 )
 async def test_a_hundred_readers_of_one_missing_key_load_it_once(quiet: Resources, key: str) -> None:
     loader, misses = Loader(version(1), ready=False), CACHE_READS.labels(PROFILE.name, "miss")._value
@@ -158,15 +158,28 @@ async def test_readers_that_must_see_different_positions_do_not_share_a_load(qui
     assert await stale == version(2)
 
 
-async def test_a_reader_that_goes_away_does_not_take_the_load_from_the_others(quiet: Resources, key: str) -> None:
-    loader = Loader(version(1), ready=False)
+@pytest.mark.sabotage(
+    path="app/scaling/cache.py",
+    take_out="        except asyncio.CancelledError:\n            loading.set_result(None)\n",
+    put="        except asyncio.CancelledError:\n            loading.cancel()\n",
+)
+async def test_a_reader_that_goes_away_leaves_the_load_to_one_of_those_who_wait(quiet: Resources, key: str) -> None:
+    loader, misses = Loader(version(1), ready=False), CACHE_READS.labels(PROFILE.name, "miss")._value
     leaving = asyncio.create_task(quiet.cache.read(PROFILE, key, loader))
     await loader.asked.wait()
-    staying = asyncio.create_task(quiet.cache.read(PROFILE, key, loader))
+    before = misses.get()
+
+    async def all_missed() -> bool:
+        return bool(misses.get() == before + 10)
+
+    staying = [asyncio.create_task(quiet.cache.read(PROFILE, key, loader)) for _ in range(10)]
+    await until(all_missed)
     leaving.cancel()
     await asyncio.wait({leaving})
     loader.ready.set()
-    assert await staying == version(1)
+    assert await asyncio.gather(*staying) == [version(1)] * 10
+    assert loader.loads == 2
+    assert not quiet.cache._loading
 
 
 async def test_a_load_that_fails_is_told_and_tried_anew_by_the_next_reader(quiet: Resources, key: str) -> None:
@@ -299,8 +312,8 @@ async def test_500_readers_of_one_cold_key_on_two_instances_load_it_once(
 
 @pytest.mark.sabotage(
     path="app/scaling/cache.py",
-    take_out="            self._leased.add(flight)\n        task",
-    put="            pass\n        task",
+    take_out="            self._leased.add(flight)\n        while",
+    put="            pass\n        while",
 )
 @pytest.mark.usefixtures("long_lease")
 async def test_who_has_the_lease_does_not_wait_behind_those_who_wait_for_it(quiet: Resources, key: str) -> None:

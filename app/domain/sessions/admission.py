@@ -48,8 +48,8 @@ MOST_VOUCHED = 10_000
 # TIERS: quota and window (ms) by tier; `*` is that of a tier without one of its own.
 # Who has a permit wants none. Else a sixteenth of what is left at most, so that a caller near the limit is counted one
 # by one. The idle time is renewed once a sixtieth of it has passed: renewing is a write, and few requests need one. A
-# value that is not there is claimed for a caller who is let in and has no positions; with positions the lease has
-# another name, which only they say.
+# value that is not there is claimed for a caller who is let in. With positions the lease has another name, which only
+# they say: it is known here where there is one, as after a write of the last minutes, but not with a write under way.
 _ADMIT = """
 local raw = redis.call('GET', KEYS[1])
 if not raw then return 0 end
@@ -71,8 +71,10 @@ if wanted > 0 and used < quota then
   permits = math.max(1, math.min(wanted, math.floor((quota - used) / 16)))
   if used == 0 then redis.call('SET', KEYS[3], permits, 'PX', left) else redis.call('INCRBY', KEYS[3], permits) end
 end
-if KEYS[5] and not value and #positions == 0 and (permits > 0 or wanted == 0) then
-  value = redis.call('SET', KEYS[6], 1, 'NX', 'PX', LEASE) and 1 or 0
+local settled = #positions == 2 and not string.find(positions[1], ':', 1, true)
+if KEYS[5] and not value and (#positions == 0 or settled) and (permits > 0 or wanted == 0) then
+  local lease = settled and KEYS[6] .. positions[1] .. ':' .. positions[2] or KEYS[6]
+  value = redis.call('SET', lease, 1, 'NX', 'PX', LEASE) and 1 or 0
 end
 return {raw, permits, math.max(0, quota - used - permits), left, value or false, positions}
 """
