@@ -4,21 +4,26 @@ import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from time import monotonic
+from typing import Any
 from uuid import uuid4
 
+import asyncpg
 import pytest
 from conftest import until
 from engines import WORDS
 from quiet import REPLICAS, Servers, started, stranger
-from sqlalchemy import insert, select, text, update
+from sqlalchemy import bindparam, insert, select, text, update
 from sqlalchemy.exc import DBAPIError
 
 from app.core import context
 from app.core.errors import TimedOut, Unavailable
+from app.core.ids import new_id
 from app.domain.profiles.rules import NewProfile
 from app.domain.reports.tables import bought_together as rows
 from app.domain.sessions import service as sessions
 from app.scaling.database import Database
+from app.scaling.dialect import Rows, cut
+from app.scaling.lookup import Lookup
 from app.wiring import Resources
 
 pytest_plugins = ("quiet",)
@@ -68,6 +73,42 @@ async def test_a_statement_that_the_driver_refuses_is_our_mistake_and_costs_no_r
     with pytest.raises(DBAPIError, match="cannot exceed"):
         await quiet.database.reader().first(too_many)
     assert healthy(quiet.database) == [True, True]
+
+
+@pytest.mark.postgresql("only asyncpg prepares a statement before it executes it")
+@pytest.mark.sabotage(
+    path="app/scaling/dialect/postgresql.py", take_out="        connection_class=_Connection,\n", put=""
+)
+@pytest.mark.parametrize("way", ["lookup", "read", "insert", "transaction"])
+async def test_a_connection_that_is_cut_between_preparing_and_executing_is_an_outage_and_no_mistake_of_ours(
+    quiet: Resources, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    identifier, cuts = uuid4(), list[str]()
+    row = {"product_id": identifier, "other_id": identifier, "orders": 1}
+    prepare = asyncpg.Connection._get_statement
+
+    async def cut_once(connection: asyncpg.Connection, query: str, *arguments: Any, **options: Any) -> Any:
+        statement = await prepare(connection, query, *arguments, **options)
+        if rows.name in query and not cuts:
+            cuts.append(query)
+            cut(connection)
+        return statement
+
+    monkeypatch.setattr(asyncpg.Connection, "_get_statement", cut_once)
+    if way == "lookup":  # a read is asked again, of another node
+        by_id = Lookup(select(rows.c.orders).where(rows.c.product_id == bindparam("product_id")))
+        assert await quiet.database.reader().find(by_id, product_id=identifier) is None
+    elif way == "read":
+        assert await quiet.database.reader().first(select(rows).where(rows.c.product_id == identifier)) is None
+    else:
+        with pytest.raises(Unavailable) as refusal:  # noqa: PT012  # wherever it fails
+            if way == "insert":
+                await quiet.database.insert_once(new_id(), Rows(rows, [row]))
+            else:
+                async with quiet.database.writer() as writer:
+                    await writer.run(insert(rows).values(row))
+        assert refusal.value.code == "database_down"
+    assert len(cuts) == 1
 
 
 @pytest.mark.postgresql("its way of making one connection read-only")

@@ -15,6 +15,7 @@ from app.core import wire
 from app.core.settings import DatabaseSettings
 from app.scaling.dialect.answers import Limits, State, Trouble
 from app.scaling.dialect.statements import Rows
+from app.scaling.dialect.together import Together
 
 # Where a server may not read its receiver's state (that takes `pg_read_all_stats`) it cannot say which history it
 # follows; without a receiver it says the last that it is sure of.
@@ -51,6 +52,23 @@ DRIVER_ERRORS: tuple[type[Exception], ...] = (
 )
 
 
+class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
+    """asyncpg's connection; whoever comes late to one that was cut is told that it is closed, as asyncpg says it.
+
+    asyncpg's own forgets its protocol at that moment. Whoever was between preparing a statement and executing it, or
+    about to begin a transaction, would find None there: an `AttributeError`, which looks like a mistake of ours.
+
+    Attributes:
+        positions: of the server; those of a pool, which lead to the same one, ask for them together.
+    """
+
+    positions: Together
+
+    def _abort(self) -> None:
+        self._aborted = True
+        self._protocol.abort()  # from now on it refuses whatever it is asked
+
+
 def create_engine(
     url: str, settings: DatabaseSettings, *, autocommit: bool, name: str, lock_timeout: int
 ) -> AsyncEngine:
@@ -58,12 +76,16 @@ def create_engine(
     pooled = settings.pooler == "transaction"
     server_settings = {} if autocommit or pooled else {"lock_timeout": str(lock_timeout)}
 
+    positions = Together()
+
     async def open_connection() -> asyncpg.Connection:
         try:
-            return await connect(url, settings, settings.command_timeout, name=name, **server_settings)
+            connection = await connect(url, settings, settings.command_timeout, name=name, **server_settings)
         except TimeoutError as error:
             # Nobody answered the door. A statement that takes too long is another matter.
             raise ConnectionError("the server did not accept the connection in time") from error
+        connection.positions = positions
+        return connection
 
     # Prepared statements stay on the connection of the server that prepared them, and the next one may meet another
     # connection behind a pooler: there each is unnamed, and sent whole.
@@ -98,13 +120,16 @@ async def connect(
     url: str, settings: DatabaseSettings, patience: float, *, name: str, **server_settings: str
 ) -> asyncpg.Connection:
     """Open one connection."""
-    return await asyncpg.connect(
+    connection = await asyncpg.connect(
         url,
+        connection_class=_Connection,
         statement_cache_size=0 if settings.pooler == "transaction" else STATEMENTS_KEPT,
         timeout=settings.connect_timeout,
         command_timeout=patience,
         server_settings={"application_name": f"scaleout {name}"} | server_settings,
     )
+    connection.positions = Together()
+    return connection
 
 
 def cut(driver_connection: asyncpg.Connection) -> None:
@@ -119,7 +144,12 @@ def is_cut(driver_connection: asyncpg.Connection) -> bool:
 
 async def commit_position(driver_connection: asyncpg.Connection) -> int:
     """Return a position at or after everything that this connection has committed."""
-    return int(await driver_connection.fetchval(_PRIMARY_POSITION))
+
+    async def put() -> int:
+        return int(await driver_connection.fetchval(_PRIMARY_POSITION))
+
+    position: int = await driver_connection.positions.ask(put)
+    return position
 
 
 async def fetch(driver_connection: asyncpg.Connection, text: str, values: Sequence[Any]) -> Sequence[Any]:
