@@ -30,10 +30,12 @@ from deploy.local.cluster import Cluster
 
 TABLE = ROOT / "docs" / "proofs.md"
 FAILED = 1  # pytest's exit code for failed tests; any other says that the run itself went wrong
-# What waits for ever without its feature has failed: without servers, and with them. It bounds only what is sabotaged.
-HANGS = 60.0, 400.0  # seconds
+# What waits for ever without its feature has failed, a unit test sooner than others. It bounds only what is sabotaged.
+HANGS, UNIT_HANGS = 400.0, 60.0  # seconds
 # A test that waits for what is taken out waits in vain: so long, which is ample on a machine that does nothing else.
 PATIENCE = 20  # seconds
+# What pytest loads by itself is half of the start of a run. Who needs more than the first of these names it.
+PLUGIN, OTHERS = "pytest_asyncio.plugin", "schemathesis"
 
 
 def copy_tree(into: Path) -> None:
@@ -92,7 +94,11 @@ class Bench:
             "TEST_PATIENCE": str(PATIENCE),
             "TEST_CLUSTER": str(self._folder()) if standing else "",
         }
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", *tests]
+        modules = {test.partition("::")[0] for test in tests}
+        few = not any(OTHERS in (tree / module).read_text(encoding="utf-8") for module in modules)
+        environment |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"} if few else {}
+        plugins = ["-p", "no:cacheprovider", *(["-p", PLUGIN] if few else [])]
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", *plugins, *tests]
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
             # Its own group, so that one that hangs takes along what it has started.
             process = subprocess.Popen(  # noqa: S603  # our own interpreter and test names
@@ -134,7 +140,7 @@ class Bench:
 
     def fails_without(self, sabotage: Sabotage) -> bool:
         """Return whether the test fails when its feature is taken out; tell of it if it does not."""
-        hangs = HANGS[sabotage.servers]
+        hangs = UNIT_HANGS if sabotage.module.startswith("tests/unit/") else HANGS
         with sabotaged(sabotage) as tree:
             if sabotage.servers and not sabotage.processes:
                 passes, _ = self.run(tree, [sabotage.test], standing=True, hangs=hangs)
@@ -152,9 +158,10 @@ class Bench:
 def prove(sabotages: list[Sabotage], proofs: Proofs) -> bool:
     """Run every test as it is and with its feature taken out; print and write down each, return whether all held."""
 
-    def room(sabotage: Sabotage) -> tuple[str, bool, str]:
-        # What needs no cluster is told first.
-        return sabotage.database, sabotage.servers, sabotage.module
+    def room(sabotage: Sabotage) -> tuple[str, bool, bool, str]:
+        # What takes longest is told last: many clusters of their own, or one that starts every time.
+        long = sabotage.processes or sabotage.module.startswith("tests/failure/")
+        return sabotage.database, long, sabotage.servers, sabotage.module
 
     held = True
     for database, of_engine in groupby(sorted(sabotages, key=room), lambda sabotage: sabotage.database):
@@ -177,6 +184,7 @@ def prove(sabotages: list[Sabotage], proofs: Proofs) -> bool:
 
 def main(arguments: list[str]) -> int:
     """Check, then prove what is asked for."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Ended; the next run goes on here."))
     names = [argument for argument in arguments if not argument.startswith("--")]
     claims, found = read_claims(), look()
     said = problems(claims, found)

@@ -154,8 +154,8 @@ async def hasty(quiet: Resources) -> AsyncIterator[Database]:
 
 @pytest.mark.sabotage(
     path="app/scaling/dialect/mariadb.py",
-    take_out="            self.abort()\n            raise",
-    put="            raise",
+    take_out="        async with asyncio.timeout(self._patience):\n            rows",
+    put="        if True:\n            rows",
 )
 async def test_a_statement_without_an_answer_in_time_costs_its_connection_and_nobody_gets_its_answer_later(
     hasty: Database,

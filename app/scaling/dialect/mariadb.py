@@ -9,8 +9,7 @@ in the package.
 import asyncio
 import math
 import re
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -80,9 +79,10 @@ class Connection(aiomysql.Connection):  # type: ignore[misc]  # aiomysql ships n
         """Send a statement and read its answer.
 
         Raises:
-            TimeoutError: if there is none in time; the connection is cut then.
+            TimeoutError: if there is none in time; the connection is closed then, or its late answer would be taken
+                for the next one's. aiomysql does that when it is cancelled while it reads.
         """
-        async with self._bounded():
+        async with asyncio.timeout(self._patience):
             rows: int = await super().query(sql, unbuffered)
         return rows
 
@@ -92,23 +92,13 @@ class Connection(aiomysql.Connection):  # type: ignore[misc]  # aiomysql ships n
         await super().commit()
 
     async def _read_ok_packet(self) -> bool:
-        async with self._bounded():
+        async with asyncio.timeout(self._patience):
             answer = OKPacketWrapper(await self._read_packet())
         self.server_status = answer.server_status
         if self.server_status & _SESSION_STATE_CHANGED:
             told = _LAST_GTID.search(answer.message)
             self.committed = int(told[1]) if told else None
         return True
-
-    @asynccontextmanager
-    async def _bounded(self) -> AsyncIterator[None]:
-        try:
-            async with asyncio.timeout(self._patience):
-                yield
-        except TimeoutError:
-            # Whatever the server still sends would be taken for the answer to the next statement.
-            self.abort()
-            raise
 
 
 def create_engine(
