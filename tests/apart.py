@@ -7,7 +7,6 @@ module takes the fixture with `pytest_plugins = ("apart",)`. (PYTEST_DONT_REWRIT
 import asyncio
 import base64
 import secrets
-import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -32,6 +31,7 @@ from app.scaling import outbox
 from app.scaling.database import Writer
 from app.scaling.outbox import Message, message_from
 from app.wiring import Resources, open_resources
+from deploy.local import layout
 from deploy.local.cluster import Cluster
 from migrations import runner
 from workers.broker import QUEUES, Publisher, create_celery
@@ -112,9 +112,7 @@ class Apart:
 @pytest.fixture
 def free_port() -> int:
     """A port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+    return layout.free_port()
 
 
 @contextmanager

@@ -6,7 +6,6 @@ A test module takes the fixture with `pytest_plugins = ("instances",)`. (PYTEST_
 import asyncio
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import pytest
 from conftest import until
 
 from deploy.local.cluster import Cluster
-from deploy.local.layout import CHECKOUT
+from deploy.local.layout import CHECKOUT, free_port
 
 
 @dataclass(frozen=True)
@@ -65,9 +64,7 @@ async def new_instance(cluster: Cluster, tmp_path: Path) -> AsyncIterator[Callab
     made: list[Instance] = []
 
     async def make(tree: Path = CHECKOUT, **environment: str) -> Instance:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         log = tmp_path / f"{port}.log"
         with log.open("wb") as output:
             own = environment | {"INSTANCE": f"extra-{port}"}

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from deploy.local import ClusterError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from deploy.local.servers import Account
 
@@ -275,11 +275,19 @@ def choose_ports(layout: Layout, names: Iterable[str], *, usual: bool) -> dict[s
         candidates = [last[name]] if name in last else []
         if usual:
             candidates.append(USUAL_PORTS[part.kind] + PORTS_OF_A_SHARD * part.shard + part.number - 1)
-        while not candidates or candidates[0] in chosen.values() or not port_is_free(candidates[0]):
-            candidates = candidates[1:] or [random.randint(FIRST_FREE_PORT, LAST_FREE_PORT)]
-        chosen[name] = candidates[0]
+        while candidates and (candidates[0] in chosen.values() or not port_is_free(candidates[0])):
+            candidates = candidates[1:]
+        chosen[name] = candidates[0] if candidates else free_port(chosen.values())
     write_json(layout.ports, last | chosen)
     return chosen
+
+
+def free_port(besides: Collection[int] = ()) -> int:
+    """Return a port that nobody listens on, nor gets from the kernel for a connection of theirs meanwhile."""
+    while True:
+        port = random.randint(FIRST_FREE_PORT, LAST_FREE_PORT)
+        if port not in besides and port_is_free(port):
+            return port
 
 
 def port_is_free(port: int) -> bool:

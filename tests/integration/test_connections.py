@@ -3,7 +3,6 @@
 import asyncio
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -24,6 +23,7 @@ from app.domain.reports.tables import bought_together as rows
 from app.scaling.database import Database
 from app.scaling.dialect import Rows
 from deploy.local.cluster import Cluster
+from deploy.local.layout import free_port
 
 pytest_plugins = ("quiet",)
 pytestmark = pytest.mark.postgresql("PgBouncer is about it, and the server's settings are its own")
@@ -67,8 +67,7 @@ async def pgbouncer(cluster: Cluster, folder: Path) -> AsyncIterator[str]:
     """Run PgBouncer in transaction mode before the primary, and yield the URL of the quiet database through it."""
     assert PGBOUNCER is not None
     server = urlsplit(url_of(cluster, "primary"))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     settings = {
         "listen_addr": "127.0.0.1",
         "listen_port": port,

@@ -2,7 +2,6 @@
 
 import asyncio
 import io
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -25,6 +24,7 @@ from app.domain.profiles.avatars import Avatars, Expected, draw
 from app.domain.profiles.rules import NewProfile, Profile
 from app.scaling.storage import PUBLIC_CACHING, Storage
 from deploy.local.cluster import Cluster
+from deploy.local.layout import free_port
 
 SECRET = b"x" * 32
 PUBLIC = "http://shop.example"
@@ -33,9 +33,7 @@ PUBLIC = "http://shop.example"
 @pytest.fixture(scope="module")
 async def endpoint() -> AsyncIterator[str]:
     """An S3 endpoint with an empty bucket."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(  # noqa: ASYNC220, S603  # starting it takes a moment only
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
         stdout=subprocess.DEVNULL,
