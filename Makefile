@@ -47,7 +47,7 @@ else
 endif
 
 test-failure: $(STAMP) ## The failure tests in their long form: every fault, 200 orders, a mover killed at 7 points (CRASH_SEED=7)
-	CRASH_ORDERS=200 BROKER_OUTAGE=60 MOVER_DEATHS=all FAILURE_TABLE=all STORM_SECONDS=60 \
+	CRASH_ORDERS=200 CRASH_SEED=$(or $(CRASH_SEED),$(shell date +%M%S)) BROKER_OUTAGE=60 MOVER_DEATHS=all FAILURE_TABLE=all STORM_SECONDS=60 \
 	  $(BIN)/python -m pytest tests/failure
 
 test-mysql: $(STAMP) ## The tests of what talks to a database, on the machine's MariaDB instead of PostgreSQL

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import until
+from conftest import PATIENCE, until
 
 from deploy.local.cluster import Cluster
 from deploy.local.layout import CHECKOUT, free_port
@@ -34,7 +34,7 @@ class Instance:
 
     async def ended(self) -> int:
         """Wait for its end and return its exit code."""
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(PATIENCE):
             return await self.process.wait()
 
     async def answers(self, path: str = "/health/live") -> httpx.Response | None:

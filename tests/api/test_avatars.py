@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from conftest import Customer, until
+from conftest import PATIENCE, Customer, until
 from expectations import check_problem
 from PIL import Image
 
@@ -42,7 +42,7 @@ async def wearer(new_customer: Make, client: httpx.AsyncClient) -> Customer:
         own = (await customer.client.get("/api/v1/profiles/me")).json()
         return own if own["avatar_url"] else None
 
-    return Customer(customer.client, await until(shown, seconds=60), customer.email, customer.token)
+    return Customer(customer.client, await until(shown, seconds=2 * PATIENCE), customer.email, customer.token)
 
 
 @pytest.mark.sabotage(

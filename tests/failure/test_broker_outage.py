@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from apart import answers, apart_from, running_redis
 from books import Processes, check_books, check_orders, has_begun, made, mails, open_messages, place, unsettled
-from conftest import until
+from conftest import PATIENCE, until
 from sagas import Shop
 
 from app.domain.orders.mail import Kind
@@ -25,7 +25,7 @@ pytest_plugins = ("apart",)
 OUTAGE = float(os.environ.get("BROKER_OUTAGE", "4"))  # seconds
 ORDERS = int(os.environ.get("CRASH_ORDERS", "30"))
 # A worker asks a broker that is away every 2, 4, 6 … s; what was lost comes again after 5, 10 and 20 s.
-PATIENCE = 90 + OUTAGE + ORDERS
+LONG = 6 * PATIENCE + OUTAGE + ORDERS  # seconds
 PIECES = 1000
 CHILDREN = 2
 
@@ -67,7 +67,7 @@ async def test_orders_are_accepted_while_the_broker_is_away_and_come_right_after
                 async def settled() -> bool:
                     return not await open_messages(shop)
 
-                await until(settled, seconds=PATIENCE)
+                await until(settled, seconds=LONG)
             except TimeoutError:
                 pytest.fail(await unsettled(shop, placed))
             finally:

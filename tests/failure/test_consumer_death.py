@@ -47,7 +47,7 @@ async def test_a_killed_consumers_events_are_handled_by_another(cluster: Cluster
             async def at_work() -> bool:
                 return len(printed(tmp_path, "killed")) > BATCH
 
-            await until(at_work, seconds=60)
+            await until(at_work, seconds=2 * PATIENCE)
             killed.send_signal(signal.SIGKILL)
             await asyncio.to_thread(killed.wait)
             other = start(apart, tmp_path, "other")
@@ -59,7 +59,7 @@ async def test_a_killed_consumers_events_are_handled_by_another(cluster: Cluster
             async def all_handled() -> bool:
                 return set(printed(tmp_path, "killed", "other")) == wanted
 
-            await until(all_handled, seconds=60)
+            await until(all_handled, seconds=2 * PATIENCE)
 
             async def all_confirmed() -> bool:
                 return bool((await apart.broker.xpending(STREAM, "shipping"))["pending"] == 0)

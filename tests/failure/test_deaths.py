@@ -7,11 +7,11 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import PASSWORD, Customer, until
+from conftest import PASSWORD, PATIENCE, Customer, until
 
 from deploy.local.cluster import Cluster, Process
 
-PATIENCE = 90.0  # seconds; the slowest way back is a broker that its worker asks for every 2, 4, 6 … s
+LONG = 3 * PATIENCE  # seconds; the slowest way back is a broker that its worker asks for every 2, 4, 6 … s
 LOST = {502, 503, 504}  # what a client may see while a process is down
 
 
@@ -25,7 +25,7 @@ async def poll(customer: Customer, order_id: str, reached: Callable[[dict[str, A
         order: dict[str, Any] = answer.raise_for_status().json()
         return order if reached(order) else None
 
-    return await until(ask, seconds=PATIENCE)
+    return await until(ask, seconds=LONG)
 
 
 async def back(cluster: Cluster, before: Process) -> bool:
@@ -62,17 +62,17 @@ async def test_an_order_on_its_way_survives_the_death_of(
     placed = (await customer.order(product["id"])).raise_for_status().json()
     before = cluster.process(name)
     cluster.kill(name, signal.SIGKILL)
-    await until(back, cluster, before, seconds=PATIENCE)
+    await until(back, cluster, before, seconds=LONG)
     order = await poll(customer, placed["id"], lambda order: order["status"] in {"confirmed", "rejected"})
     assert order["status"] == "confirmed"
     await poll(customer, placed["id"], lambda order: order["invoice_url"] is not None)
-    assert len(await until(mails, cluster, customer.email, seconds=PATIENCE)) == 1
+    assert len(await until(mails, cluster, customer.email, seconds=LONG)) == 1
 
     async def captured() -> list[dict[str, Any]] | None:
         found = await charges(cluster, placed["id"])
         return found if all(entry["status"] == "captured" for entry in found) else None
 
-    (charge,) = await until(captured, seconds=PATIENCE)
+    (charge,) = await until(captured, seconds=LONG)
     assert (charge["captured"], charge["refunded"]) == (1999, 0)
     left = (await customer.client.get(f"/api/v1/products/{product['id']}")).json()["available"]
     assert left == product["available"] - 1
@@ -95,5 +95,5 @@ async def test_once_the_primary_is_back_no_write_meets_a_connection_from_before(
     await asyncio.gather(*(sign_in() for _ in range(10)))
     before = cluster.process("primary")
     cluster.kill("primary", signal.SIGKILL)
-    await until(back, cluster, before, seconds=PATIENCE)
+    await until(back, cluster, before, seconds=LONG)
     assert [await sign_in() for _ in range(10)] == [201] * 10

@@ -10,7 +10,7 @@ from uuid import uuid4
 import asyncpg
 import httpx
 import pytest
-from conftest import Customer, until
+from conftest import PATIENCE, Customer, until
 
 from deploy.local.cluster import Cluster
 
@@ -103,4 +103,4 @@ async def test_a_key_that_a_killed_instance_held_is_one_order_at_the_other_one(
     finally:
         await locker.close()
         await server.close()
-        await until(back, seconds=60)
+        await until(back, seconds=2 * PATIENCE)

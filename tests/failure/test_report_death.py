@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from apart import apart_from
 from books import Processes
-from conftest import until
+from conftest import PATIENCE, until
 
 from app.core.ids import new_id
 from app.domain.reports.export import Period
@@ -41,7 +41,7 @@ async def test_a_report_whose_worker_is_killed_is_made_by_the_next(cluster: Clus
             return found if found.status == "done" else None
 
         try:
-            found = await until(made, seconds=90)
+            found = await until(made, seconds=2 * PATIENCE)
         finally:
             await asyncio.to_thread(processes.end)
         assert deaths(tmp_path) == [f"died-jobs.advance-after-{job.id}"]

@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import httpx
 import pytest
-from conftest import ENVIRONMENT, Customer, until
+from conftest import ENVIRONMENT, PATIENCE, Customer, until
 from moving import HANDED_OVER, HELD, POINTS
 
 from app.core.ids import LOGICAL_SHARDS, logical_shard
@@ -195,7 +195,7 @@ async def sold_more(shoppers: list[Shopper]) -> None:
     async def more() -> bool:
         return all(len(shopper.orders) > sold for shopper, sold in zip(shoppers, before, strict=True))
 
-    await until(more, seconds=60)
+    await until(more, seconds=2 * PATIENCE)
 
 
 @pytest.mark.sabotage(
@@ -227,7 +227,7 @@ async def test_a_mover_that_is_killed_again_and_again_loses_and_doubles_nothing_
             (tmp_path / point).touch()
             assert await move(sharded, tmp_path) == -signal.SIGKILL, f"it came past: {point}"
             if point == HANDED_OVER:  # and not written down: nobody takes writes of the range until the next run
-                await until(moved.was_refused, seconds=60)
+                await until(moved.was_refused, seconds=2 * PATIENCE)
                 await sold_more(others)
             else:
                 await sold_more(shoppers)
@@ -269,5 +269,5 @@ async def everything_is_done(sharded: Cluster) -> None:
 
     while await sum_of("done_at IS NULL"):
         # A task that met the fence comes again by its row, four times `WORKER_STALE_AFTER` later at the latest.
-        await until(one_more_or_all, seconds=60)
+        await until(one_more_or_all, seconds=2 * PATIENCE)
         done = await sum_of("done_at IS NOT NULL")

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from conftest import Customer, until
+from conftest import PATIENCE, Customer, until
 from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.local.cluster import Cluster
@@ -90,7 +90,7 @@ async def test_a_relay_tells_what_waits_and_for_how_long(
     finally:
         await asyncio.to_thread(cluster.start, "worker-1")
     await customer.ended(order["id"])
-    await until(is_empty, seconds=60)
+    await until(is_empty, seconds=2 * PATIENCE)
 
 
 async def test_a_metrics_port_is_free_again_although_children_outlive_a_killed_worker(
