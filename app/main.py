@@ -19,6 +19,7 @@ from app.api import (
     admin,
     assets,
     catalog,
+    console,
     documentation,
     events,
     files,
@@ -41,7 +42,7 @@ from app.core.telemetry import configure_logging
 from app.scaling.database import Reader
 from app.scaling.gate import Gate
 from app.scaling.lifecycle import Phase
-from app.wiring import Resources, open_resources
+from app.wiring import Resources, beating, open_resources
 from migrations import runner
 
 # Alembic's own table: one row, the newest step.
@@ -59,6 +60,7 @@ ROUTERS = (
     files.router,
     admin.router,
     documentation.router,
+    console.router,
 )
 
 
@@ -96,13 +98,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 app.state.resources = resources
                 health.install(app, resources)
                 events.install(app, resources)
+                census = console.install(app, resources)
                 # It listens at once, so that whoever asks its health is told what it waits for.
                 starting = asyncio.create_task(_start(resources), name="start")
                 try:
-                    yield {"lifecycle": resources.lifecycle}
+                    async with beating(resources, "api"):
+                        yield {"lifecycle": resources.lifecycle}
                 finally:
                     starting.cancel()
                     resources.lifecycle.enter(Phase.DRAINING)
+                    await census.stop()
             resources.lifecycle.enter(Phase.STOPPED)
 
     app = Service(

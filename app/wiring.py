@@ -36,6 +36,7 @@ from app.scaling.near import Near
 from app.scaling.paging import Cursors
 from app.scaling.pipe import Pipe
 from app.scaling.positions import Positions
+from app.scaling.pulse import Pulse
 from app.scaling.ratelimit import RateLimiter
 from app.scaling.redis_link import RedisLink
 from app.scaling.runs import Runs
@@ -161,3 +162,19 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             sales_export=SalesExport(database, storage, jobs),
             recommendations=Recommendations(database, cache, catalog),
         )
+
+
+def pulse_of(resources: Resources, role: str) -> Pulse:
+    """Return what tells the console of this process, which is an `api`, a `relay` or a `worker`."""
+    service = resources.settings.service
+    return Pulse(role, service, resources.pipe, resources.database, resources.lifecycle)
+
+
+@asynccontextmanager
+async def beating(resources: Resources, role: str) -> AsyncIterator[None]:
+    """Tell the console of this process inside the block, unless the settings have none."""
+    if not resources.settings.console.enabled:
+        yield
+        return
+    async with pulse_of(resources, role).beating():
+        yield

@@ -33,7 +33,7 @@ from app.scaling import outbox
 from app.scaling.lifecycle import Phase
 from app.scaling.outbox import Message
 from app.scaling.redis_link import RedisDown
-from app.wiring import Resources, open_resources
+from app.wiring import Resources, beating, open_resources
 from workers import metrics
 from workers.broker import BrokerDown, Posting, Publisher, create_celery
 from workers.task import Delivery
@@ -304,4 +304,5 @@ async def _serve(settings: Settings) -> None:
 
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, stop)
-            await Relay(resources, Publisher(create_celery(settings))).serve(stopping)
+            async with beating(resources, "relay"):
+                await Relay(resources, Publisher(create_celery(settings))).serve(stopping)

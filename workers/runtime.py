@@ -15,7 +15,8 @@ import uvloop
 
 from app.core import tracing
 from app.core.settings import Settings
-from app.wiring import Resources, open_resources
+from app.scaling.lifecycle import Phase
+from app.wiring import Resources, beating, open_resources
 
 T = TypeVar("T")
 
@@ -91,10 +92,11 @@ class Runtime:
         try:
             # The traces go last: closing the resources may be part of one.
             with tracing.exporting(self._settings, "worker"):
-                async with open_resources(self._settings) as resources:
+                async with open_resources(self._settings) as resources, beating(resources, "worker"):
                     self._loop = asyncio.get_running_loop()
                     self._closing = asyncio.Event()
                     self._resources = resources
+                    resources.lifecycle.enter(Phase.READY)
                     opened.set_result(None)
                     await self._closing.wait()
         except BaseException as error:

@@ -67,9 +67,18 @@ def trusted_admin_of(scope: Scope) -> Session:
         Forbidden: if somebody else is, or from elsewhere.
     """
     session = admin_of(scope)
+    check_trusted_address(scope)
+    return session
+
+
+def check_trusted_address(scope: Scope) -> None:
+    """Let pass who comes from an address that may administer.
+
+    Raises:
+        Forbidden: if it may not.
+    """
     if not within(exchange_of(scope).address, resources_of(scope).settings.service.admin_allow):
         raise Forbidden("Administration is not allowed from this address.")
-    return session
 
 
 def idempotency_key_of(scope: Scope) -> str:

@@ -86,6 +86,9 @@ async def _places(request: Request) -> Places:
     return cast("Places", request.app.state.streams)
 
 
+PlacesDep = Annotated[Places, Depends(_places)]
+
+
 async def _last_event_id(
     given: Annotated[
         str | None,
@@ -144,7 +147,7 @@ async def follow(
     last: Annotated[int, Depends(_last_event_id)],
     resources: ResourcesDep,
     exchange: ExchangeDep,
-    places: Annotated[Places, Depends(_places)],
+    places: PlacesDep,
 ) -> Response:
     """Send each status of one of your orders as it comes, the past ones first.
 
@@ -164,13 +167,14 @@ async def _frames(resources: Resources, session: Session, order_id: UUID, last: 
         first = True
         async for news in following:
             # The way in was checked a moment ago; from then on a session that has ended gets nothing more.
-            if resources.lifecycle.draining.is_set() or not (first or await _lives(resources, session)):
+            if resources.lifecycle.draining.is_set() or not (first or await session_lives(resources, session)):
                 return
             first = False
             yield b"".join(_frame(order_id, told) for told in news) or STILL_THERE
 
 
-async def _lives(resources: Resources, session: Session) -> bool:
+async def session_lives(resources: Resources, session: Session) -> bool:
+    """Return whether a stream may go on: its session has not ended, as far as anybody can say."""
     try:
         return await resources.sessions.lives(session)
     except Unavailable:  # neither Redis nor the shard can say: what the caller could see a moment ago goes on

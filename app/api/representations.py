@@ -32,6 +32,8 @@ CACHING = {
     "file": "private, no-store",
     # Part of a release of the package they come from.
     "documentation": "public, max-age=3600",
+    # Part of a release of ours: page and scripts must be of the same one, and asking costs a 304.
+    "console": "private, no-cache",
 }
 
 # Nine digits fit every column; a longer number is a version that nothing has.

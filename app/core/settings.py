@@ -78,6 +78,12 @@ def _broker(value: SecretStr) -> SecretStr:
     return value
 
 
+def _of_this_machine(value: str) -> str:
+    if urlsplit(value).hostname != "127.0.0.1":
+        raise ValueError("must lead to 127.0.0.1: what breaks processes exists only on one's own machine")
+    return value
+
+
 Split = BeforeValidator(_split)
 RedisUrl = Annotated[SecretStr, AfterValidator(_redis)]
 BrokerUrl = Annotated[SecretStr, AfterValidator(_broker)]
@@ -290,6 +296,19 @@ class EventSettings(_Group):
     streams_per_caller: int = Field(default=10, ge=1, le=1000)  # as many tabs of one person on one instance
 
 
+class ConsoleSettings(_Group):
+    """The live console. Off, there is no page, and no process tells of itself.
+
+    The switchboard breaks and mends the processes of a local cluster; only there are its address and key given.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="CONSOLE_")
+
+    enabled: bool = True
+    switchboard: Annotated[str, _url("http"), AfterValidator(_of_this_machine)] | None = None
+    switchboard_key: SecretStr | None = None
+
+
 class WorkerSettings(_Group):
     """Relay and workers. Times are seconds."""
 
@@ -333,6 +352,7 @@ class Settings(BaseModel):
     rates: RateSettings
     sessions: SessionSettings
     events: EventSettings
+    console: ConsoleSettings
     workers: WorkerSettings
     traces: TraceSettings
 
@@ -347,6 +367,7 @@ class Settings(BaseModel):
         "rates": RateSettings,
         "sessions": SessionSettings,
         "events": EventSettings,
+        "console": ConsoleSettings,
         "workers": WorkerSettings,
         "traces": TraceSettings,
     }

@@ -194,7 +194,7 @@ async def test_a_head_does_not_wait_for_events(order: tuple[Customer, str]) -> N
     assert (answer.status_code, answer.content) == (200, b"")
 
 
-@pytest.mark.sabotage("app/api/events.py", "not (first or await _lives(resources, session))", "False")
+@pytest.mark.sabotage("app/api/events.py", "not (first or await session_lives(resources, session))", "False")
 async def test_a_session_that_ends_hears_nothing_more(order: tuple[Customer, str]) -> None:
     customer, order_id = order
     async with httpx.AsyncClient(base_url=customer.client.base_url, timeout=15) as client:

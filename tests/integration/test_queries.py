@@ -29,7 +29,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "patterns" / "queries.md"
 PASSWORD = "a long enough pass phrase"
 STREAMS = {"GET /api/v1/orders/{order_id}/events"}  # they ask when there is something to tell, and end with the client
 # They answer from what the process has, or from object storage.
-WITHOUT_DATABASE = ("/health", "/docs", "/openapi.json", "/metrics", "/files", "/api/v1/assets")
+WITHOUT_DATABASE = ("/console", "/health", "/docs", "/openapi.json", "/metrics", "/files", "/api/v1/assets")
 
 
 def budgets() -> dict[str, int]:
