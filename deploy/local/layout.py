@@ -49,6 +49,7 @@ USUAL_PORTS = {
     "worker": 18301,
     "smtp": 18025,
     "smtp-http": 18026,
+    "switchboard": 18400,
 }
 # A primary and at most eight replicas, and the numbers stay round.
 PORTS_OF_A_SHARD = 10

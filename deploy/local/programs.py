@@ -11,6 +11,7 @@ import os
 import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from secrets import token_urlsafe
 from typing import TYPE_CHECKING, Any
 
 from app.core.ids import LOGICAL_SHARDS
@@ -24,13 +25,35 @@ if TYPE_CHECKING:
     from deploy.local.layout import Layout, Secrets
     from deploy.local.servers import Binaries
 
-KINDS = ("nginx", "api", "relay", "worker", "scheduler", "primary", "replica", "redis", "payments", "smtp")
+KINDS = (
+    "nginx",
+    "api",
+    "relay",
+    "worker",
+    "scheduler",
+    "primary",
+    "replica",
+    "redis",
+    "payments",
+    "smtp",
+    "switchboard",
+)
+
+# Not part of what is shown and broken: it breaks the others.
+UNLISTED = ("switchboard",)
 
 # The kinds that are the application itself: they need a migrated database.
 OURS = ("api", "relay", "worker", "scheduler")
 
-# Tiers are stopped from the highest to the lowest: first what accepts work, then what does it, last what keeps it.
-TIERS = {"primary": 1, "replica": 2, "redis": 2, "payments": 2, "smtp": 2} | dict.fromkeys(OURS, 3) | {"nginx": 4}
+# Tiers are stopped from the highest to the lowest: first what breaks others, as a frozen process does not stop; then
+# what accepts work, what does it, and last what keeps it.
+TIERS = {
+    "primary": 1,
+    **dict.fromkeys(("replica", "redis", "payments", "smtp"), 2),
+    **dict.fromkeys(OURS, 3),
+    "nginx": 4,
+    "switchboard": 5,
+}
 
 # NGINX finishes open requests; how a database is stopped, its engine knows.
 STOP_SIGNALS = {"nginx": "SIGQUIT"}
@@ -129,6 +152,8 @@ class Plan:
     reload: bool = False
     doors: Mapping[str, int] = field(default_factory=dict)
     storage: str | None = None
+    # Of this run: whoever has it may break this cluster's processes.
+    switchboard_key: str = field(default_factory=lambda: token_urlsafe(32), repr=False)
 
     @property
     def reached(self) -> Mapping[str, int]:
@@ -204,6 +229,7 @@ class Plan:
             "redis": self._redis,
             "payments": self._stand_in,
             "smtp": self._stand_in,
+            "switchboard": self._switchboard,
         }.get(kind, self._ours)(name)
         databases = dict.fromkeys(("primary", "replica"), self.databases.stop_signal)
         stop_signal = (STOP_SIGNALS | databases).get(kind, "SIGTERM")
@@ -264,12 +290,32 @@ class Plan:
             "environment": {"PATH": os.environ.get("PATH", os.defpath)},
         }
 
+    def _switchboard(self, name: str) -> dict[str, Any]:
+        port = self.ports[name]
+        address = f"http://{HOST}:{port}"
+        module = "deploy.chaos.switchboard"
+        return {
+            "arguments": [sys.executable, "-m", module, "--port", str(port), "--data", str(self.layout.root)],
+            "port": port,
+            "address": address,
+            "health": f"{address}/health/live",
+            "environment": {
+                "PATH": os.environ.get("PATH", os.defpath),
+                "SWITCHBOARD_KEY": self.switchboard_key,
+            },
+        }
+
     def _ours(self, name: str) -> dict[str, Any]:
         kind = kind_of(name)
         environment = self.environment() | {"INSTANCE": name}
         arguments = [sys.executable, "-m", "app.cli", kind]
         if kind == "api":
             address = f"http://{HOST}:{self.ports[name]}"
+            if "switchboard" in self.names:
+                environment |= {
+                    "CONSOLE_SWITCHBOARD": f"http://{HOST}:{self.ports['switchboard']}",
+                    "CONSOLE_SWITCHBOARD_KEY": self.switchboard_key,
+                }
             arguments += ["--host", HOST, "--port", str(self.ports[name])] + (["--reload"] if self.reload else [])
             more: dict[str, Any] = {"port": self.ports[name], "address": address, "health": f"{address}/health/ready"}
         else:

@@ -39,6 +39,7 @@ TITLES = {
     "nginx": "NGINX",
     "payments": "Payment provider",
     "smtp": "SMTP sink",
+    "switchboard": "Switchboard",
 }
 
 
@@ -127,7 +128,7 @@ class Start:
                 self._command("seed")
             self.layout.seeded.touch()
         self._together(*(self._bring_up(name) for name in self._of(*OURS)))
-        self._together(*(self._bring_up(name) for name in self._of("nginx")))
+        self._together(*(self._bring_up(name) for name in self._of("nginx", "switchboard")))
         return self.supervisor
 
     def call_off(self) -> None:

@@ -25,6 +25,7 @@ from supervisor.states import ProcessStates, SupervisorStates
 from supervisor.supervisord import Supervisor
 
 from deploy.local.layout import read_json, write_json
+from deploy.local.programs import UNLISTED
 
 # Long enough that a process which dies at once does not keep a core busy, short enough for a person who watches.
 RESTART_SECONDS = 1.0
@@ -214,6 +215,10 @@ class Watch(Supervisor):  # type: ignore[misc]  # the base has no types
         for entry in self.plan["processes"]:
             program: Program = programs[entry["name"]]
             pid = program.pid if program.state in RUNNING and program.pid else None
+            with suppress(psutil.NoSuchProcess):
+                pids += [_identity(entry["name"], pid)] if pid else []
+            if entry["kind"] in UNLISTED:
+                continue
             listed.append(
                 {
                     "name": entry["name"],
@@ -225,8 +230,6 @@ class Watch(Supervisor):  # type: ignore[misc]  # the base has no types
                 | ({"http_address": entry["http_address"]} if entry["http_address"] else {})
                 | {"state": _state(program), "restarts": program.restarts}
             )
-            with suppress(psutil.NoSuchProcess):
-                pids += [_identity(entry["name"], pid)] if pid else []
         folder: Path = self.options.folder
         # The folder may have been deleted under us; look_around ends the cluster then.
         with suppress(FileNotFoundError):
