@@ -7,7 +7,8 @@ const LATENCY_SECONDS = 5;
 // An event loop that keeps everybody waiting for so long, a replica so far behind: worth looking at.
 const LATE_SECONDS = 0.25;
 const LAG_SECONDS = 1;
-const QUEUE_SECONDS = 10;
+// A step that waits for its provider is tried again within seconds; older than that, somebody waits.
+const QUEUE_SECONDS = 30;
 
 export class Figures {
   #told = new Map(); // process -> its pulses of the last seconds, oldest first

@@ -126,11 +126,12 @@ class Box {
     this.#group.dataset.kind = node.kind;
     this.#group.setAttribute("transform", `translate(${x - width / 2} ${y - HEIGHT / 2})`);
     frame.setAttribute("width", width);
+    const inset = width < 120 ? 11 : 15;
     mark.setAttribute("d", MARKS[node.state]);
-    mark.setAttribute("transform", `translate(${width - 17} 17)`);
-    text(name, node.name, 14, 23);
-    text(first, node.first, 14, 41);
-    text(second, node.second, 14, 57);
+    mark.setAttribute("transform", `translate(${width - inset} 17)`);
+    text(name, node.name, inset, 23);
+    text(first, node.first, inset, 41);
+    text(second, node.second, inset, 57);
     if (performance.now() - this.#at > 950) {
       this.#at = performance.now();
       this.#sparks.push(node.rate ?? 0);
