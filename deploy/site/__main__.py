@@ -17,6 +17,8 @@ from rich.console import Console
 
 CHECKOUT = Path(__file__).parents[2]
 CONFIG = Path(__file__).with_name("zensical.toml")
+# `make prove` writes it.
+PROOFS = "proofs.md"
 # Where the project's own files are in the site, below its root.
 SOURCES = "source"
 LANGUAGES = {".py": "python", ".json": "json", ".yml": "yaml", ".yaml": "yaml", ".toml": "toml", ".tf": "hcl"}
@@ -37,6 +39,8 @@ class Staging:
     def fill(self) -> None:
         """Copy the docs, then turn every page."""
         shutil.copytree(CHECKOUT / "docs", self._docs)
+        if not (self._docs / PROOFS).exists():
+            (self._docs / PROOFS).write_text("# Proofs\n\nNobody has run `make prove` here yet.\n", encoding="utf-8")
         for page in sorted((CHECKOUT / "docs").rglob("*.md")):
             self._turn(page, str(page.relative_to(CHECKOUT / "docs")))
         self._turn(CHECKOUT / "README.md", "index.md")

@@ -14,8 +14,8 @@ import random
 import statistics
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -38,6 +38,7 @@ from deploy.local.cluster import Cluster
 from deploy.local.programs import Sizes
 from loadtests.bench.__main__ import LOAD, NO_LIMIT, PASSWORD, RESULTS, ask, machine, serve
 from loadtests.bench.picture import draw_ratios
+from loadtests.bench.share import share_of_a_core
 from migrations import runner
 
 SMALL = 1_000
@@ -261,7 +262,7 @@ async def replicas(cluster: Cluster, rounds: int, seconds: float) -> dict[str, d
     writes: dict[int, list[float]] = {1: [], 2: []}
     with ExitStack() as limited:
         for name in names:
-            limited.enter_context(_share(name, cluster.process(name).pid or 0, SHARE))
+            limited.enter_context(share_of_a_core(name, cluster.process(name).pid or 0, SHARE))
         for number in range(rounds + 1):
             for count in (1, 2):
                 settings = _settings(cluster.environment | {"REPLICA_URLS": ",".join(urls[:count])}).database
@@ -312,37 +313,6 @@ async def _load(database: Database, ids: list[UUID], seconds: float) -> tuple[fl
 
     await asyncio.gather(write(), *(read() for _ in range(READERS)))
     return done["read"] / seconds, done["write"] / seconds
-
-
-@contextmanager
-def _share(name: str, process: int, share: float) -> Iterator[None]:
-    """Give a server and its children that share of a core inside the block, by a control group."""
-    period = 20_000  # microseconds; short, so that an answer waits for the next share no longer than that
-    first, second = Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup")
-    group = (first if first.is_dir() else second) / f"bench-{name}-{process}"
-    try:
-        group.mkdir()
-        if first.is_dir():
-            (group / "cpu.cfs_period_us").write_text(str(period))
-            (group / "cpu.cfs_quota_us").write_text(str(int(period * share)))
-        else:
-            (group / "cpu.max").write_text(f"{int(period * share)} {period}")
-    except OSError as error:
-        sys.exit(f"{error}: the share of a replica takes control groups, as root.")
-    try:
-        for member in (process, *_children(process)):
-            (group / "cgroup.procs").write_text(str(member))
-        yield
-    finally:
-        for member in (group / "cgroup.procs").read_text().split():
-            with suppress(OSError):  # it has ended meanwhile
-                (group.parent / "cgroup.procs").write_text(member)
-        group.rmdir()
-
-
-def _children(process: int) -> list[int]:
-    found = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    return [int(child) for child in found]
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.site.__main__ import CONFIG, build
+from app.cli import cli
+from deploy.site.__main__ import CONFIG, PROOFS, build
 
 CHECKOUT = Path(__file__).parents[2]
 DOCS = CHECKOUT / "docs"
@@ -34,14 +35,40 @@ def test_a_pattern_says_problem_picture_code_proof_limits_and_when_not_to(page: 
 @pytest.mark.sabotage("deploy/site/zensical.toml", '      "patterns/queries.md",\n', "")
 def test_every_page_is_in_the_navigation() -> None:
     pages = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")}
-    assert set(re.findall(r'"([\w/-]+\.md)"', CONFIG.read_text())) == pages | {"index.md"}
+    assert set(re.findall(r'"([\w/-]+\.md)"', CONFIG.read_text())) == pages | {"index.md", PROOFS}
 
 
 def test_every_link_and_picture_of_the_docs_leads_somewhere() -> None:
     for page in [CHECKOUT / "README.md", *DOCS.rglob("*.md")]:
         text = re.sub(r"(?ms)^```.*?^```", "", page.read_text(encoding="utf-8"))
         for link in re.findall(r"\]\(([^)#\s]+)", text):
-            assert re.match(r"https?:", link) or (page.parent / link).exists(), (page.name, link)
+            known = re.match(r"https?:", link) or link.endswith(PROOFS) or (page.parent / link).exists()
+            assert known, (page.name, link)
+
+
+@pytest.mark.sabotage("Makefile", "\nload-compare: $(STAMP)", "\ncompare: $(STAMP)")
+def test_every_command_that_readme_and_docs_name_is_there() -> None:
+    makefiles = [CHECKOUT / "Makefile", *(CHECKOUT / "deploy").rglob("*.mk")]
+    rules = [
+        line for file in makefiles for line in re.findall(r"^([a-z][a-z -]*):(?!=)", file.read_text(), re.MULTILINE)
+    ]
+    targets = {target for line in rules for target in line.split()}
+    commands = {group.name for group in cli.registered_groups} | {
+        command.name or getattr(command.callback, "__name__", "") for command in cli.registered_commands
+    }
+    found = 0
+    for page in [CHECKOUT / "README.md", *DOCS.rglob("*.md")]:
+        text = page.read_text(encoding="utf-8")
+        named = re.findall(r"(?:`|^\$ |^)make ([a-z][a-z-]*)", text, re.MULTILINE)
+        assert set(named) <= targets, (page.name, set(named) - targets)
+        asked = re.findall(r"(?:`|^\$ |bin/)scaleout ([a-z][a-z-]*)", text, re.MULTILINE)
+        assert set(asked) <= commands, (page.name, set(asked) - commands)
+        modules = re.findall(r"python -m ((?:app|workers|deploy|loadtests)[\w.]*)", text)
+        for module in modules:
+            file = CHECKOUT / module.replace(".", "/")
+            assert file.with_suffix(".py").is_file() or (file / "__main__.py").is_file(), (page.name, module)
+        found += len(named) + len(asked) + len(modules)
+    assert found > 100
 
 
 @pytest.mark.skipif(importlib.util.find_spec("zensical") is None, reason="make docs installs Zensical")
