@@ -32,6 +32,7 @@ from app.api import (
     reports,
     sessions,
 )
+from app.api.door import Door
 from app.api.hotpath import HotPath, Pages
 from app.api.limits import Limits
 from app.api.traces import Traced
@@ -88,6 +89,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         SettingsError: naming every setting that is missing or bad.
     """
     chosen = settings or load_settings()
+    gate = Gate(chosen.service.requests_at_once, chosen.service.requests_waiting)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
@@ -103,7 +105,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 starting = asyncio.create_task(_start(resources), name="start")
                 try:
                     async with beating(resources, "api"):
-                        yield {"lifecycle": resources.lifecycle}
+                        yield {"lifecycle": resources.lifecycle, "door": Door(app, gate, chosen.service)}
                 finally:
                     starting.cancel()
                     resources.lifecycle.enter(Phase.DRAINING)
@@ -112,7 +114,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     app = Service(
         chosen,
-        Gate(chosen.service.requests_at_once, chosen.service.requests_waiting),
+        gate,
         title="scaleout",
         version="1",
         # `documentation` serves both, without assets from elsewhere.

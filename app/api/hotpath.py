@@ -153,6 +153,19 @@ class HotPath:
                     return
         await self._app(scope, receive, send)
 
+    @staticmethod
+    def has_at_hand(scope: Scope) -> bool:
+        """Return whether value and caller are both in this instance's memory, so that the answer waits for nobody."""
+        value = _value_of(scope) if scope["method"] == "GET" else None
+        if value is None:
+            return False
+        resources, asked = resources_of(scope), _read(scope["headers"])
+        return (
+            asked is not None
+            and resources.cache.kept(value.route.kind, value.key) is not None
+            and resources.admissions.known(asked.token) is not None
+        )
+
     async def _look(self, scope: Scope, value: "_Value", asked: "_Asked") -> "_Answer | None":
         """Return the answer to a request, or None if it has to go the long way."""
         started = perf_counter()

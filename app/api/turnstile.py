@@ -8,6 +8,7 @@ worse. Health and sign-out pass by; a stream, which has bounds of its own, keeps
 import asyncio
 from collections.abc import Hashable
 from contextlib import AsyncExitStack
+from uuid import UUID
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -29,7 +30,7 @@ class Turnstile:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, when its turn comes."""
-        if scope["type"] != "http" or _always(scope):
+        if scope["type"] != "http" or passes_by(scope):
             await self._app(scope, receive, send)
             return
         body = await _whole(receive)
@@ -115,17 +116,22 @@ async def _whole(receive: Receive) -> bytes | None:
             return b"".join(parts)
 
 
-def _always(scope: Scope) -> bool:
+def passes_by(scope: Scope) -> bool:
+    """Return whether a request needs no place."""
     path: str = scope["path"]
     return path.startswith(_ALWAYS) or (scope["method"] == "DELETE" and path.startswith(_SESSIONS))
 
 
-def _caller(scope: Scope) -> Hashable:
-    """Return whose line a request stands in: a caller's whose session is at hand, else that of the address.
+def known_caller(scope: Scope) -> UUID | None:
+    """Return who calls, if the session is at hand.
 
     What a token says of itself is not asked: whoever invents tokens would stand in as many lines as they like.
     """
     headers = Headers(scope=scope)
     token = bearer_of(headers) or cookie_of(headers)
-    known = resources_of(scope).admissions.known(token) if token else None
-    return known or limit_subject(exchange_of(scope).address)
+    return resources_of(scope).admissions.known(token) if token else None
+
+
+def _caller(scope: Scope) -> Hashable:
+    """Return whose line a request stands in: a caller's whose session is at hand, else that of the address."""
+    return known_caller(scope) or limit_subject(exchange_of(scope).address)

@@ -1,11 +1,12 @@
 """The gate in front of what costs something: so many requests at a time, a short queue, and a quick refusal past it.
 
 Past its capacity a process that takes everything does nothing in time. Here those who are let in are served as fast as
-ever, and the others are told at once. Callers take turns, so that the flood of one delays itself and nobody else.
+ever, and the others are told at once. Callers take turns, so that the flood of one delays itself and nobody else. And
+the gate foresees: a request that would be refused, or wait in vain, is known for one before anything is done for it.
 """
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
 
@@ -15,6 +16,9 @@ from app.core.telemetry import REQUESTS_SHED
 # Seconds in the queue. A client is told within 50 ms, its request and the answer included; who has waited that long is
 # behind a queue that grows, and would be served after it has gone away.
 PATIENCE = 0.04
+# Of that patience, how much may be foreseen of a request that is still begun. Turns do not come evenly: with all of it
+# every second one of those who are begun would be refused later, when that costs ten times as much.
+FORESEEN = 0.5
 
 _Turn = asyncio.Future[None]
 
@@ -35,11 +39,55 @@ class Gate:
         self._waiting = 0
         # Each caller's requests in the order of their arrival; whose turn is next stands first.
         self._lines: dict[Hashable, deque[_Turn]] = {}
+        # When the last turns came, since all places were taken: how fast the queue moves now.
+        self._turns: deque[float] = deque(maxlen=max(1, queue))
+        self._full_since = 0.0
+        # Those whose arrival the event loop has seen and has not begun to serve: all, and by caller where it was asked.
+        self._coming = 0
+        self._coming_of: Counter[Hashable] = Counter()
 
     @property
     def full(self) -> bool:
         """Whether the next one has to wait."""
         return not self._free
+
+    def announce(self) -> bool:
+        """Count a request that is on its way here, and return whether there is a place for it, however many came first.
+
+        An event loop reads all that has arrived before it serves any of it: who looked at the places only would let a
+        whole crowd in. What was announced counts until then.
+        """
+        if not self._coming:
+            asyncio.get_running_loop().call_soon(self._begin)
+        self._coming += 1
+        return self._coming <= self._free
+
+    def withdraw(self) -> None:
+        """Take back what was announced last: it needs no place."""
+        self._coming -= 1
+
+    def foresees_refusal(self, caller: Hashable) -> bool:
+        """Return whether a request that was just announced had better be refused now.
+
+        That is so when the queue is full and its caller has an even share of it, and when as many turns as are to come
+        before it took longer than it should wait.
+        """
+        ahead = self._waiting + self._coming - 1 - self._free
+        line = len(self._lines.get(caller, ())) + self._coming_of[caller]
+        lines = max(1, len(self._lines), len(self._coming_of))
+        if ahead >= self._queue and line >= self._queue // lines:
+            return True
+        before = min(ahead, lines * (line + 1))
+        if before > 0 and not self._free:
+            since = self._turns[-before] if before <= len(self._turns) else self._full_since
+            if asyncio.get_running_loop().time() - since > self._patience * FORESEEN:
+                return True
+        self._coming_of[caller] += 1
+        return False
+
+    def _begin(self) -> None:
+        self._coming = 0
+        self._coming_of.clear()
 
     @asynccontextmanager
     async def pass_through(self, caller: Hashable) -> AsyncIterator[None]:
@@ -53,6 +101,8 @@ class Gate:
         """
         if self._free:
             self._free -= 1
+            if not self._free:
+                self._full_since = asyncio.get_running_loop().time()
         else:
             await self._wait(caller)
         try:
@@ -83,7 +133,7 @@ class Gate:
         """Refuse the latest of the caller with the longest line, which is this one if nobody has a longer one."""
         longest = max(self._lines, key=lambda one: len(self._lines[one]), default=caller)
         if len(self._lines.get(longest, ())) <= len(self._lines.get(caller, ())) + 1:
-            raise _overloaded("queue")
+            raise _refused("queue")
         latest = self._lines[longest][-1]
         self._forget(longest, latest)
         _refuse(latest, "queue")
@@ -98,9 +148,11 @@ class Gate:
             if line:
                 self._lines[caller] = line
             if not turn.done():
+                self._turns.append(turn.get_loop().time())
                 turn.set_result(None)
                 return
         self._free += 1
+        self._turns.clear()
 
     def _forget(self, caller: Hashable, turn: _Turn) -> None:
         line = self._lines.get(caller)
@@ -113,9 +165,14 @@ class Gate:
 
 def _refuse(turn: _Turn, reason: str) -> None:
     if not turn.done():
-        turn.set_exception(_overloaded(reason))
+        turn.set_exception(_refused(reason))
 
 
-def _overloaded(reason: str) -> Unavailable:
+def _refused(reason: str) -> Unavailable:
     REQUESTS_SHED.labels(reason).inc()
+    return overloaded()
+
+
+def overloaded() -> Unavailable:
+    """Return the error of a request that is refused."""
     return Unavailable("This instance has more to do than it can; try again in a second.", code="overloaded")

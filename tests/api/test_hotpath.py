@@ -15,6 +15,7 @@ from expectations import check_problem
 from fastapi.routing import iter_route_contexts
 from starlette.types import Receive, Scope, Send
 
+from app.api.door import Door
 from app.api.middleware import RequestEdge
 from app.core.settings import Settings, ShardAddress
 from app.domain.sessions import admission as room
@@ -306,6 +307,31 @@ async def test_past_its_places_an_instance_loads_nothing_and_leaves_it_to_others
     check_problem(await instances[0].get(path, headers=headers), 503, "overloaded")
     assert not await resources.redis.client.exists(resources.cache.names_of(PROFILE, other.profile["id"])[1])
     assert (await instances[1].get(path, headers=headers)).status_code == 200
+
+
+@pytest.mark.sabotage("app/api/door.py", "if passes_by(scope) or HotPath.has_at_hand(scope):", "if passes_by(scope):")
+async def test_past_its_places_an_instance_answers_what_it_has_at_hand_and_strangers_not(
+    instances: list[httpx.AsyncClient], settings: Settings, new_customer: Make
+) -> None:
+    customer = await new_customer()
+    path = f"/api/v1/profiles/{customer.profile['id']}"
+    service: Any = instances[0]._transport
+    door = Door(service.app, Gate(0, 0), settings.service)
+
+    def refused(*headers: tuple[bytes, bytes], asked: str = path) -> bool:
+        scope = {"method": "GET", "path": asked, "query_string": b"", "headers": headers, "client": ("127.0.0.1", 1)}
+        return door.refuses(scope)
+
+    own = (b"authorization", f"Bearer {customer.token}".encode())
+
+    async def passes() -> bool:
+        await instances[0].get(path, headers={"Authorization": f"Bearer {customer.token}"})
+        return not refused(own)
+
+    assert await until(passes)
+    assert refused()
+    assert refused(own, asked="/api/v1/profiles/me")
+    assert not refused(asked="/health/ready")
 
 
 async def test_what_is_not_there_is_the_same_problem_both_ways(

@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import httpx
 import pytest
 import uvicorn
+import uvloop
 from conftest import until
 from engines import database_at
 from expectations import check_problem
@@ -18,7 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from app.api.protocol import Protocol
-from app.api.serving import Server
+from app.api.serving import ACCEPTED_A_TURN, Server
 from app.scaling.lifecycle import Lifecycle
 from deploy.local.cluster import Cluster
 
@@ -72,8 +73,9 @@ async def test_a_second_signal_ends_the_waiting(new_instance: Callable[..., Awai
     assert await instance.ended() == 0
 
 
-@pytest.mark.sabotage("app/api/serving.py", "await self._accept_all(waiting)", "pass")
-async def test_connections_made_before_the_listener_closed_are_served() -> None:
+async def listening() -> Server:
+    """Return a server that listens on a free port, before an application that says what it was told."""
+
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[dict[str, Lifecycle]]:
         yield {"lifecycle": Lifecycle()}
@@ -86,10 +88,20 @@ async def test_connections_made_before_the_listener_closed_are_served() -> None:
     server.config.load()
     server.lifespan = server.config.lifespan_class(server.config)
     await server.startup()
-    port = server.servers[0].sockets[0].getsockname()[1]
+    return server
 
-    # Nothing here lets the event loop take a turn: the kernel makes the connections, and nobody accepts them yet.
-    clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(20)]
+
+def connect(server: Server, number: int) -> list[socket.socket]:
+    """Connect so many clients while the event loop has no turn: the kernel does it, and nobody accepts them yet."""
+    port = server.servers[0].sockets[0].getsockname()[1]
+    return [socket.create_connection(("127.0.0.1", port)) for _ in range(number)]
+
+
+@pytest.mark.sabotage("app/api/serving.py", "await self._accept_all(waiting)", "pass")
+async def test_connections_made_before_the_listener_closed_are_served() -> None:
+    server = await listening()
+    port = server.servers[0].sockets[0].getsockname()[1]
+    clients = connect(server, 20)
     for client in clients:
         client.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\nhi")
     await server.shutdown()
@@ -101,6 +113,27 @@ async def test_connections_made_before_the_listener_closed_are_served() -> None:
         assert answer.endswith(b"hi")
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port))
+
+
+@pytest.mark.sabotage("app/api/serving.py", "for _ in range(ACCEPTED_A_TURN - 2)", "for _ in range(0)")
+def test_a_crowd_of_new_connections_is_taken_in_few_turns() -> None:
+    number = 5 * ACCEPTED_A_TURN
+
+    async def count() -> int:
+        server, turns = await listening(), 0
+        clients = connect(server, number)
+        try:
+            while len(server.server_state.connections) < number:
+                await asyncio.sleep(0)
+                turns += 1
+        finally:
+            for client in clients:
+                client.close()
+            await server.shutdown()
+        return turns
+
+    # An instance's own event loop, which takes one connection of each listener in a turn.
+    assert uvloop.run(count()) < number / ACCEPTED_A_TURN * 2
 
 
 @pytest.mark.sabotage("app/main.py", "if behind is not None:", "if False:")

@@ -1,6 +1,7 @@
 """More than an instance can do: it refuses early and says so, and goes on with what it has let in."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -83,6 +84,62 @@ async def test_past_its_places_it_refuses_and_still_answers_health_and_sign_out(
         assert out.status_code == 204
     assert (await inside).status_code == 200, "who was let in is served"
     assert await served(instance)
+
+
+@pytest.mark.sabotage("app/api/protocol.py", "if self._door is None or not self._door.refuses(scope):", "if True:")
+async def test_a_refusal_is_made_before_anything_is_begun(
+    narrow: tuple[Instance, Callable[[], asyncio.Task[httpx.Response]]], cluster: Cluster
+) -> None:
+    (instance, hang), number = narrow, 50
+    async with hanging(cluster) as waits:
+        inside = hang()
+        await until(waits)
+        before = await refusals(instance)
+        for answer in await asyncio.gather(*(instance.client.get(CHEAP) for _ in range(number))):
+            check_problem(answer, 503, "overloaded")
+        assert await refusals(instance) == before + number
+        given = await instance.client.get(CHEAP, headers={"X-Request-ID": "a-request-of-mine"})
+        assert check_problem(given, 503, "overloaded")["request_id"] == "a-request-of-mine"
+        head = await instance.client.head(CHEAP)
+        assert (head.status_code, head.content) == (503, b"")
+        assert int(head.headers["content-length"]) > 0
+        # Bodies are read to their end, or the next request on the connection would begin in the middle of one.
+        body = {"email": "late@example.com", "password": "x" * 50_000}
+        for _ in range(3):
+            check_problem(await instance.client.post("/api/v1/sessions", json=body), 503, "overloaded")
+    assert (await inside).status_code == 200
+    assert await until(told_of, instance), "one line tells of all of them"
+    lines = instance.log.read_text().splitlines()
+    assert not [line for line in lines if '"status":503' in line and "/health/" not in line]
+
+
+async def test_an_early_refusal_has_the_headers_of_every_other_problem(
+    narrow: tuple[Instance, Callable[[], asyncio.Task[httpx.Response]]], cluster: Cluster
+) -> None:
+    instance, hang = narrow
+    other = await instance.client.get("/api/v1/nothing")
+    async with hanging(cluster) as waits:
+        inside = hang()
+        await until(waits)
+        answer = await instance.client.get(CHEAP)
+    await inside
+    limits = {"ratelimit", "ratelimit-policy"}  # it has not been counted
+    assert set(answer.headers) == set(other.headers) - limits | {"retry-after"}
+    same = set(answer.headers) - {"x-request-id", "content-length", "retry-after", "date", "server-timing"}
+    assert {name: answer.headers[name] for name in same} == {name: other.headers[name] for name in same}
+
+
+async def refusals(instance: Instance) -> float:
+    """Return how many requests were refused before they were begun."""
+    found = re.search(
+        r'^requests_shed_total\{reason="door"\} (\S+)$', (await instance.client.get("/metrics")).text, re.MULTILINE
+    )
+    return float(found[1]) if found else 0.0
+
+
+async def told_of(instance: Instance) -> bool:
+    """Say whether the log tells of refusals."""
+    return "requests refused" in instance.log.read_text()
 
 
 @pytest.mark.sabotage("app/api/turnstile.py", "            work.cancel()", "            pass")

@@ -115,6 +115,68 @@ async def test_a_request_that_is_called_off_leaves_its_place_to_the_next() -> No
     await work.end()
 
 
+class Clock:
+    """The time of the running loop, which goes on only when told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = asyncio.get_running_loop().time()
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: self.now)
+
+
+@pytest.mark.sabotage("app/scaling/gate.py", "self._coming - 1 - self._free", "0 - self._free")
+async def test_a_crowd_that_arrives_at_once_is_counted_before_anybody_of_it_is_served() -> None:
+    gate = Gate(places=2, queue=3, patience=60)
+    assert [gate.announce() or not gate.foresees_refusal("crowd") for _ in range(7)] == [True] * 5 + [False] * 2
+    await settle()
+    assert gate.announce(), "nobody of it has come in the end"
+
+
+async def test_what_needs_no_place_takes_none_from_those_who_arrive_with_it() -> None:
+    gate = Gate(places=1, queue=0)
+    for _ in range(3):
+        assert gate.announce()
+        gate.withdraw()
+    assert gate.announce()
+    assert not gate.announce()
+
+
+@pytest.mark.sabotage("app/scaling/gate.py", "self._turns.append(turn.get_loop().time())", "pass")
+async def test_refusal_is_foreseen_for_whom_the_turns_come_too_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, work = Clock(monkeypatch), Work(Gate(places=1, queue=10, patience=60))
+    for _ in range(4):
+        await work.send("flood")
+
+    async def foreseen() -> bool:
+        refused = not work.gate.announce() and work.gate.foresees_refusal("flood")
+        await settle()
+        return refused
+
+    assert not await foreseen(), "a burst may wait, as nothing is known of how fast the turns come"
+    clock.now += 31
+    assert await foreseen(), "three are to come first, and not one turn came in half of the patience"
+    for _ in range(2):
+        await work.finish_one()
+    assert not await foreseen(), "one is to come first, and the last turn came just now"
+    clock.now += 31
+    assert await foreseen()
+    await work.finish_one()
+    assert not await foreseen(), "it would be the next"
+    await work.end()
+
+
+@pytest.mark.sabotage("app/scaling/gate.py", "line >= self._queue // lines", "True")
+async def test_the_refusals_of_a_flood_are_not_those_of_others() -> None:
+    work = Work(Gate(places=1, queue=6, patience=60))
+    for _ in range(7):
+        await work.send("flood")
+    work.gate.announce()
+    assert work.gate.foresees_refusal("flood")
+    assert not work.gate.foresees_refusal("other")
+    await work.send("other")
+    assert work.refused == {"flood overloaded": 1}, "the last of the flood has made room"
+    await work.end()
+
+
 @settings(max_examples=60, deadline=None)
 @given(steps=st.lists(st.sampled_from(["a", "b", "c", "finish", "cancel"]), max_size=40))
 def test_places_are_neither_lost_nor_made(steps: list[str]) -> None:
