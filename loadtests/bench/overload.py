@@ -4,6 +4,7 @@
 
 Capacity is what 32 connections get that ask again as soon as they are answered. Then requests come at a fixed rate,
 whatever becomes of those before: an answer counts if it is there within a second, as its client would wait no longer.
+Nothing is tried again. How late the requests themselves came is told, as a load that falls behind asks for less.
 It writes `results/overload.json` and `results/overload.svg`.
 """
 
@@ -46,12 +47,23 @@ console = Console()
 
 @dataclass
 class Flood:
-    """What came of requests that were sent at a fixed rate: how many answered in time, and how long refusals took."""
+    """What came of requests that were sent at a fixed rate: how many answered in time, and how long refusals took.
+
+    Attributes:
+        sent: that were due.
+        unsent: of these, for which no client was left.
+        good: answered well, and in time.
+        statuses: how often each came.
+        refusals: seconds that each took.
+        late: seconds that the oldest of what was due had been due, at each look.
+    """
 
     sent: int = 0
+    unsent: int = 0
     good: int = 0
     statuses: dict[int, int] = field(default_factory=dict)
     refusals: list[float] = field(default_factory=list)
+    late: list[float] = field(default_factory=list)
 
     def note(self, status: int, took: float) -> None:
         """Count an answer."""
@@ -116,6 +128,9 @@ async def flood(url: str, token: str, clients: int, seconds: float, rate: float 
     while (passed := perf_counter() - started) < seconds:
         due = len(idle) if rate is None else int(passed * rate) - done.sent
         done.sent += due
+        done.unsent += max(0, due - len(idle))
+        if rate is not None and due:
+            done.late.append(due / rate)
         for _ in range(min(due, len(idle))):
             idle.popleft().ask(request)
         await asyncio.sleep(TICK)
@@ -171,6 +186,8 @@ def compare(sides: tuple[Side, Side], rounds: int, seconds: float) -> dict[str, 
     kept: dict[str, list[float]] = {side.name: [] for side in sides}
     peaks: dict[str, list[float]] = {side.name: [] for side in sides}
     refusals: list[float] = []
+    late: list[float] = []
+    unsent = 0
     for number in range(rounds + 1):
         for side in sides:
             peak = uvloop.run(flood(side.urls[0], token, FEW, seconds)).good / seconds
@@ -180,9 +197,10 @@ def compare(sides: tuple[Side, Side], rounds: int, seconds: float) -> dict[str, 
             peaks[side.name].append(peak)
             kept[side.name].append(flooded.good / seconds / peak)
             console.print(f"{side.name}: peak {peak:.0f}/s, {kept[side.name][-1]:.2f} of it kept, {flooded.statuses}")
+            late += flooded.late
             if side is sides[0]:
                 refusals += flooded.refusals
-    fast = statistics.quantiles(refusals, n=100)[98] * 1000
+                unsent += flooded.unsent
     ratios = {
         "goodput / peak, with the gate": {"measured": round(statistics.median(kept["gate"]), 2), "at least": 0.8},
     }
@@ -190,9 +208,15 @@ def compare(sides: tuple[Side, Side], rounds: int, seconds: float) -> dict[str, 
         "ratios": ratios,
         "goodput_of_peak": {name: [round(each, 2) for each in of] for name, of in kept.items()},
         "peak_requests_per_second": {name: [round(each) for each in of] for name, of in peaks.items()},
-        "refusal_p99_ms": round(fast, 1),
+        "refusal_p99_ms": _late(refusals),
+        "load": {"late_p99_ms": _late(late), "unsent": unsent},
         "machine": machine(),
     }
+
+
+def _late(seconds: list[float]) -> float:
+    """Return the 99th percentile, in milliseconds."""
+    return round(statistics.quantiles(seconds, n=100)[98] * 1000, 1)
 
 
 if __name__ == "__main__":
