@@ -221,8 +221,9 @@ async def test_a_mover_that_is_killed_again_and_again_loses_and_doubles_nothing_
     shoppers = [Shopper(customer) for customer in people]
     moved, others = shoppers[2], [shopper for shopper in shoppers if shopper is not shoppers[2]]
     done = asyncio.Event()
-    shopping = [asyncio.create_task(shopper.shop(product, done)) for shopper in shoppers]
-    try:
+    async with asyncio.TaskGroup() as shopping:  # of which nobody goes on when it fails
+        for shopper in shoppers:
+            shopping.create_task(shopper.shop(product, done))
         for point in DEATHS:
             (tmp_path / point).touch()
             assert await move(sharded, tmp_path) == -signal.SIGKILL, f"it came past: {point}"
@@ -233,9 +234,7 @@ async def test_a_mover_that_is_killed_again_and_again_loses_and_doubles_nothing_
                 await sold_more(shoppers)
         assert await move(sharded, tmp_path) == 0
         await sold_more(shoppers)
-    finally:
         done.set()
-        await asyncio.gather(*shopping)
     assert [shopper.wrong for shopper in shoppers] == [[]] * QUARTERS
     assert [shopper.refused for shopper in others] == [set()] * len(others)
     assert moved.refused == {"shard_moving"}

@@ -148,8 +148,9 @@ async def commit_position(driver_connection: asyncpg.Connection) -> int:
     async def put() -> int:
         return int(await driver_connection.fetchval(_PRIMARY_POSITION))
 
-    position: int = await driver_connection.positions.ask(put)
-    return position
+    together: Together | None = getattr(driver_connection, "positions", None)
+    # The mover's own connections are of no pool.
+    return await (put() if together is None else together.ask(put))
 
 
 async def fetch(driver_connection: asyncpg.Connection, text: str, values: Sequence[Any]) -> Sequence[Any]:
