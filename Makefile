@@ -19,7 +19,7 @@ unexport UV_CACHE_DIR
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run stop down status test test-mysql test-failure check audit prove docs load load-compare bench bench-reads bench-relay bench-orders bench-saga bench-overload demo failure-table chaos clean
+.PHONY: help setup run stop down status test test-mysql test-failure check audit prove docs load load-compare bench bench-scale bench-reads bench-relay bench-orders bench-saga bench-overload demo failure-table chaos clean
 .SILENT:
 # Half a virtual environment must not look like a whole one.
 .DELETE_ON_ERROR:
@@ -100,6 +100,10 @@ bench-orders: $(STAMP) ## What accepting an order costs, against a bare program 
 
 bench-overload: $(STAMP) ## What an instance still does when three times as much is asked of it as it can do
 	$(BIN)/python -m loadtests.bench.overload
+
+bench-scale: $(STAMP) ## 1, 2, 4 and 8 instances with a share of a core each, its law, and a simulation of more; as root
+	$(BIN)/uv sync --frozen --quiet --inexact --group bench
+	$(BIN)/python -m loadtests.bench.scale
 
 demo: $(STAMP) ## Break one thing after the other in front of you, with live clients, in under 3 minutes
 	exec $(BIN)/scaleout demo

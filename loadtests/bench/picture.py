@@ -57,3 +57,41 @@ def draw_ratios(title: str, ratios: dict[str, dict[str, Any]]) -> str:
         f'font-family="sans-serif" font-size="13"><rect width="100%" height="100%" fill="#fff"/>'
         f'<text x="16" y="28" font-weight="bold">{escape(title)}</text>{"".join(rows)}</svg>\n'
     )
+
+
+def draw_curve(result: dict[str, Any]) -> str:
+    """Return the picture of `results/scale.json`: measured points, the fitted law, the simulation, and the ideal."""
+    measured = {int(count): rate for count, rate in result["requests_per_second"].items()}
+    simulated = {int(count): rate for count, rate in result["simulation"]["requests_per_second"].items()}
+    fit, most = result["fit"], max(measured)
+    one, sigma, kappa = fit["one"], fit["sigma"], fit["kappa"]
+    left, top, width, high = 70, 60, 620, 300
+    highest = max(one * most, *measured.values(), *simulated.values())
+
+    def at(count: float, rate: float) -> tuple[float, float]:
+        return round(left + width * count / most, 1), round(top + high * (1 - rate / highest), 1)
+
+    counts = [step / 10 for step in range(10, most * 10 + 1)]
+    law = [at(n, one * n / (1 + sigma * (n - 1) + kappa * n * (n - 1))) for n in counts]
+    (x0, y0), (x1, y1) = at(0, 0), at(most, one * most)
+    parts = [
+        f'<line x1="{x0}" y1="{y0}" x2="{x1}" y2="{y1}" stroke="#9aa5ad" stroke-dasharray="4 4"/>',
+        f'<polyline points="{" ".join(f"{x},{y}" for x, y in law)}" fill="none" stroke="#1f6f54" stroke-width="2"/>',
+        f'<line x1="{x0}" y1="{y0}" x2="{left + width}" y2="{y0}" stroke="#222"/>',
+    ]
+    for count, rate in measured.items():
+        x, y = at(count, rate)
+        parts.append(f'<circle cx="{x}" cy="{y}" r="5" fill="#1f6f54"/>')
+        parts.append(f'<text x="{x}" y="{y0 + 18}" text-anchor="middle">{count}</text>')
+        parts.append(f'<text x="{x + 8}" y="{y + 18}">{rate:,.0f}/s</text>')
+    for count, rate in simulated.items():
+        x, y = at(count, rate)
+        parts.append(f'<path d="M{x - 5} {y - 5}L{x + 5} {y + 5}M{x - 5} {y + 5}L{x + 5} {y - 5}" stroke="#b3522f"/>')
+    title = f"Instances with {result['share_of_a_core']:g} of a core each: requests in a second"
+    legend = f"● measured   — law: sigma {sigma:g}, kappa {kappa:g}   x simulation   - - as many times one"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{top + high + 60}" '
+        f'font-family="sans-serif" font-size="13"><rect width="100%" height="100%" fill="#fff"/>'
+        f'<text x="16" y="24" font-weight="bold">{escape(title)}</text><text x="16" y="44">{escape(legend)}</text>'
+        f'{"".join(parts)}<text x="{left + width / 2}" y="{y0 + 40}" text-anchor="middle">instances</text></svg>\n'
+    )
