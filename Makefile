@@ -57,7 +57,7 @@ test-mysql: $(STAMP) ## The tests of what talks to a database, on the machine's 
 	  tests/failure/test_promotion.py
 
 # What can be known of a deployment without one.
-DEPLOYMENTS := $(addprefix tests/deploy/test_,manifests.py overlay_connections.py autoscaler.py nginx_template.py terraform.py alerts.py site.py)
+DEPLOYMENTS := $(addprefix tests/deploy/test_,manifests.py overlay_connections.py autoscaler.py nginx_template.py terraform.py alerts.py site.py dashboards.py)
 
 check: $(STAMP) ## Lint, format, types, import order, claims, migrations, manifests, NGINX's configuration
 	echo "ruff"; $(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet .

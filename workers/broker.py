@@ -147,6 +147,25 @@ class Publisher:
             self._send(due)
         return due
 
+    def waiting(self) -> dict[str, tuple[int, float]]:
+        """Return of each queue how many messages wait in it, and since how many seconds the oldest.
+
+        Raises:
+            BrokerDown: if the broker does not answer.
+        """
+        self.connect()
+        with self._failing():
+            pipeline = self._producer.channel.client.pipeline(transaction=False)
+            for queue in QUEUES:
+                pipeline.llen(queue)
+                pipeline.lindex(queue, -1)
+            answers = pipeline.execute()
+        now = time()
+        return {
+            queue: (length, max(0.0, now - _published_at(oldest)) if oldest else 0.0)
+            for queue, length, oldest in zip(QUEUES, answers[::2], answers[1::2], strict=True)
+        }
+
     def _without_those_that_wait(self, postings: Sequence[Posting]) -> Sequence[Posting]:
         """Leave out what would only make a long queue longer: else an hour without workers fills it with copies.
 

@@ -25,6 +25,8 @@ from app.core.telemetry import (
     OUTBOX_OLDEST,
     OUTBOX_PUBLISHED,
     OUTBOX_WAITING,
+    QUEUE_LENGTH,
+    QUEUE_OLDEST,
     configure_logging,
     logger,
 )
@@ -102,6 +104,7 @@ class Relay:
                 for shard in self._resources.database.shards:
                     group.create_task(self._follow(shard.number, stopping))
                     group.create_task(self._measure(shard.number, stopping))
+                group.create_task(self._measure_queues(stopping))
         finally:
             self._thread.submit(self._publisher.close)
             self._thread.shutdown()
@@ -142,6 +145,18 @@ class Relay:
                 OUTBOX_WAITING.labels(label).set(backlog.messages)
                 OUTBOX_OLDEST.labels(label).set(backlog.oldest)
                 DEAD_LETTERS_OPEN.labels(label).set(backlog.letters)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), MEASURE_SECONDS)
+
+    async def _measure_queues(self, stopping: asyncio.Event) -> None:
+        """Tell what waits in the broker: it is there already, and workers have not come to it."""
+        while not stopping.is_set():
+            with suppress(BrokerDown):
+                loop = asyncio.get_running_loop()
+                waiting = await loop.run_in_executor(self._thread, self._publisher.waiting)
+                for queue, (length, oldest) in waiting.items():
+                    QUEUE_LENGTH.labels(queue).set(length)
+                    QUEUE_OLDEST.labels(queue).set(oldest)
             with suppress(TimeoutError):
                 await asyncio.wait_for(stopping.wait(), MEASURE_SECONDS)
 

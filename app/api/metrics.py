@@ -6,7 +6,7 @@ status stay at hand; only the package's `/metrics` is used.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from fastapi import FastAPI
@@ -27,6 +27,8 @@ _LOW = Histogram(
     "http_request_duration_seconds", "Latency by method and handler.", ["method", "handler"], buckets=LATENCY_BUCKETS
 )
 _TASKS = Gauge("asyncio_tasks", "Tasks of the event loop that have not ended. One that never stops growing is a leak.")
+_IN_FLIGHT = Gauge("http_requests_in_flight", "Requests that are being answered, this one included.")
+_WAITING = Gauge("http_requests_waiting", "Requests that wait at the gate for a place.")
 # A client may invent methods; a label may not.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 UNMATCHED = "none"
@@ -90,6 +92,16 @@ def _length(headers: Sequence[tuple[bytes, bytes]]) -> int:
 def count_tasks(loop: asyncio.AbstractEventLoop) -> None:
     """Tell of the tasks of `loop`; they are counted when somebody asks."""
     _TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
+
+
+def count_requests(in_flight: Callable[[], int]) -> None:
+    """Tell of the requests in flight, as the server knows them; they are counted when somebody asks."""
+    _IN_FLIGHT.set_function(in_flight)
+
+
+def count_waiting(waiting: Callable[[], int]) -> None:
+    """Tell of the requests that wait at the gate."""
+    _WAITING.set_function(waiting)
 
 
 def expose(app: FastAPI) -> None:

@@ -15,6 +15,7 @@ from types import FrameType
 import uvicorn
 from uvicorn.supervisors import ChangeReload
 
+from app.api import metrics
 from app.api.protocol import CLOSE, Protocol
 from app.core.settings import ServiceSettings
 from app.core.telemetry import logger
@@ -69,6 +70,7 @@ class Server(uvicorn.Server):
         """Start to listen."""
         await super().startup(sockets)
         self._loop = asyncio.get_running_loop()
+        metrics.count_requests(lambda: len(self.server_state.tasks))
         for listening in self._duplicates():
             for same in (listening, *(listening.dup() for _ in range(ACCEPTED_A_TURN - 2))):
                 self.servers.append(

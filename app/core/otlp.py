@@ -59,6 +59,7 @@ class Recorder:
                     "service.namespace": "scaleout",
                     "service.name": f"scaleout-{role}",
                     "service.instance.id": service.instance,
+                    "service.version": service.release,
                     "cloud.region": service.region,
                 }
             ),

@@ -127,6 +127,7 @@ class ServiceSettings(_Group):
 
     instance: str = Field(default_factory=socket.gethostname, pattern=r"^[A-Za-z0-9._-]{1,64}$")
     region: str = Field(default="local", pattern=r"^[a-z0-9-]{1,32}$")
+    release: str = Field(default="dev", pattern=r"^[A-Za-z0-9._-]{1,64}$")  # which code this is, for metrics and traces
     public_url: Annotated[str, _url("http", "https")] = "http://127.0.0.1:8000"
     secret_key: Annotated[SecretStr, AfterValidator(_long_enough)]
     log_format: Literal["auto", "json", "console"] = "auto"

@@ -17,7 +17,7 @@ from typing import TypeVar
 from app.core import context
 from app.core.context import NEWEST
 from app.core.errors import Unavailable
-from app.core.telemetry import CACHE_EARLY, CACHE_LOADS, CACHE_READS, logger
+from app.core.telemetry import CACHE_EARLY, CACHE_LOADS, CACHE_READS, STAMPEDES_AVOIDED, logger
 from app.scaling.debts import Debts
 from app.scaling.near import Near
 from app.scaling.pipe import Pipe
@@ -173,6 +173,7 @@ class Cache:
         while (loading := self._loading.get(flight)) is not None:
             loaded = await asyncio.shield(loading)
             if loaded is not None:
+                STAMPEDES_AVOIDED.labels(kind.name, "process").inc()
                 return loaded
         return await self._load_for_all(kind, key, flight, load or self._loaders[kind.name](key))
 
@@ -342,6 +343,7 @@ class Cache:
                 await asyncio.sleep(LOOK_EVERY)
                 held = await self._values.claim(kind, key, which)
                 if isinstance(held, bytes):
+                    STAMPEDES_AVOIDED.labels(kind.name, "instance").inc()
                     return Held.parse(held).entry
                 if held:
                     self._leased.add(flight)

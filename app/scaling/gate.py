@@ -47,6 +47,11 @@ class Gate:
         self._coming_of: Counter[Hashable] = Counter()
 
     @property
+    def waiting(self) -> int:
+        """How many wait for a place."""
+        return self._waiting
+
+    @property
     def full(self) -> bool:
         """Whether the next one has to wait."""
         return not self._free

@@ -75,6 +75,12 @@ class Node:
             turns=Turns(settings.connections, settings.pool_timeout),
         )
 
+    @property
+    def writing(self) -> int:
+        """How many connections of its pool for transactions are in use."""
+        pool: Any = self.writes.pool
+        return int(pool.checkedout())
+
     async def all(self, statement: Executable) -> Sequence[Row[Any]]:
         """Run a statement that changes nothing and return its rows.
 

@@ -15,7 +15,7 @@ import pybreaker
 
 from app.core import context, tracing
 from app.core.errors import TimedOut, Unavailable
-from app.core.telemetry import BREAKER_OPEN, OUTBOUND_CALLS, logger
+from app.core.telemetry import BREAKER_OPEN, OUTBOUND_CALLS, OUTBOUND_RETRIES, logger
 
 log = logger(__name__)
 
@@ -200,6 +200,7 @@ class Outbound:
                     except self._failures:
                         if number == self._tries or not self._budget.spend():
                             raise
+                    OUTBOUND_RETRIES.labels(self.name).inc()
                     # 50 ms doubling: the second try comes soon enough to hide a lost packet, the fourth lets a
                     # restarting node come back.
                     await asyncio.sleep(random.uniform(0, 0.05 * 2**number))

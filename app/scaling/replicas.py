@@ -13,7 +13,7 @@ from contextlib import suppress
 from time import monotonic
 
 from app.core.settings import DatabaseSettings, ShardAddress
-from app.core.telemetry import REPLICA_HEALTHY, REPLICA_LAG, logger
+from app.core.telemetry import POOL_IN_USE, POOL_SIZE, REPLICA_HEALTHY, REPLICA_LAG, logger
 from app.scaling import dialect
 from app.scaling.lag import Timeline
 from app.scaling.node import Node
@@ -112,6 +112,7 @@ class ReplicaSet:
                 await self._follow(node, looked)
             except dialect.ERRORS as error:
                 self._lost(node, error)
+                self._tell_of_pools(node)
             looked.set()
             # Jittered, so that many instances do not come back to a recovering node in step.
             await asyncio.sleep(self._settings.replica_poll * random.uniform(1, 3))
@@ -121,11 +122,22 @@ class ReplicaSet:
         try:
             while True:
                 self._learn(node, await dialect.state(connection), monotonic())
+                self._tell_of_pools(node)
                 looked.set()
                 await asyncio.sleep(self._settings.replica_poll)
         finally:
             with suppress(*dialect.ERRORS):
                 dialect.cut(connection)
+
+    def _tell_of_pools(self, node: Node) -> None:
+        """Tell how full the pools are; counted here, as each statement would pay for it."""
+        size, name = self._settings.connections, self.name_of(node)
+        used = {"read": min(node.in_flight, size)}
+        if node is self.primary:
+            used["write"] = node.writing
+        for pool, connections in used.items():
+            POOL_SIZE.labels(self._shard, name, pool).set(size)
+            POOL_IN_USE.labels(self._shard, name, pool).set(connections)
 
     def _learn(self, node: Node, state: dialect.State, now: float) -> None:
         returned = not node.answers
@@ -163,6 +175,7 @@ class ReplicaSet:
         with suppress(KeyError):  # it may never have been one
             REPLICA_HEALTHY.remove(self._shard, best.name)
             REPLICA_LAG.remove(self._shard, best.name)
+            POOL_IN_USE.remove(self._shard, best.name, "read")
         self.primary = best
         self.replicas = tuple(node for node in self.nodes if node is not best)
         self._shared = best.position

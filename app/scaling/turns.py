@@ -22,6 +22,11 @@ class Turns:
         self._line: deque[tuple[float, asyncio.Future[None]]] = deque()
         self._watch: asyncio.TimerHandle | None = None
 
+    @property
+    def full(self) -> bool:
+        """Whether the next one has to wait."""
+        return not self._free
+
     async def take(self) -> None:
         """Take a place; `give` gives it back.
 

@@ -1,35 +1,48 @@
 """What Prometheus finds at relay and worker, and that every metric which deploy/ asks for is somewhere to be found."""
 
 import asyncio
+import json
 import re
 import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import psutil
 import pytest
 from conftest import PATIENCE, Customer, until
+from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
+from promql import metrics_of
 
+from deploy.k8s import alerts
+from deploy.k8s.manifests import named
 from deploy.local.cluster import Cluster
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
-ASKS = ("prometheus/rules/*.yml", "k8s/base/autoscaling.yaml", "k8s/components/*/*.yaml", "grafana/*.json")
-# What these files name that looks like a metric of ours and is none.
-OTHERS = re.compile(r"kube_|pg_|http_requests_per_second$")
+# What they name that others tell: Kubernetes, the exporter of PostgreSQL, Prometheus itself, its adapter.
+OTHERS = re.compile(r"kube_|pg_|up$|http_requests_per_second$")
 
 
-async def scraped(cluster: Cluster, name: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """Return what a process tells, by name and labels."""
+async def families(cluster: Cluster, name: str) -> list[Metric]:
+    """Return what a process tells; counters under the names that they are asked for by."""
     process = cluster.process(name)
     address = f"{process.address}/metrics" if process.kind == "api" else str(process.address)
     async with httpx.AsyncClient() as client:
         text = (await client.get(address)).raise_for_status().text
+    found = list(text_string_to_metric_families(text))
+    for family in found:
+        family.name += "_total" if family.type == "counter" else ""
+    return found
+
+
+async def scraped(cluster: Cluster, name: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """Return what a process tells, by name and labels."""
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(text)
+        for family in await families(cluster, name)
         for sample in family.samples
     }
 
@@ -111,16 +124,149 @@ async def test_a_metrics_port_is_free_again_although_children_outlive_a_killed_w
     await until(answers)
 
 
-@pytest.mark.sabotage("app/core/telemetry.py", '"outbox_oldest_message_seconds"', '"outbox_oldest_seconds"')
-async def test_every_metric_that_deploy_asks_for_exists(cluster: Cluster) -> None:
-    asked = set()
-    for pattern in ASKS:
+def asked_for() -> set[str]:
+    """Every metric that a dashboard, a rule, an alert or an autoscaler names."""
+    dashboards = [json.loads(file.read_text()) for file in DEPLOY.glob("grafana/*.json")]
+    expressions = [
+        target["expr"]
+        for dashboard in dashboards
+        for panel in dashboard["panels"]
+        for target in panel.get("targets", ())
+    ]
+    kubernetes = named("production", "PrometheusRule", "kubernetes")["spec"]["groups"]
+    expressions += [str(rule["expr"]) for group in [*alerts.groups(), *kubernetes] for rule in group["rules"]]
+    asked = {name for expression in expressions for name in metrics_of(expression) if ":" not in name}
+    for pattern in ("k8s/base/autoscaling.yaml", "k8s/components/*/*.yaml"):
         for file in DEPLOY.glob(pattern):
             asked |= set(re.findall(r"\b([a-z]+(?:_[a-z]+)+)\b(?=[{\[)]| [<>=])", file.read_text()))
+    return asked
+
+
+@pytest.mark.sabotage("app/core/telemetry.py", '"outbox_oldest_message_seconds"', '"outbox_oldest_seconds"')
+async def test_every_metric_that_deploy_asks_for_exists(cluster: Cluster) -> None:
     # An instance imports every metric there is, and tells its name although it may have nothing to tell of it.
     async with httpx.AsyncClient(base_url=str(cluster.process("api-1").address)) as client:
         text = (await client.get("/metrics")).raise_for_status().text
-    families = set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
-    found = {family + ending for family in families for ending in ("", "_bucket", "_count", "_sum")}
+    there = set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
+    found = {family + ending for family in there for ending in ("", "_bucket", "_count", "_sum")}
+    asked = asked_for()
     assert {name for name in asked if not OTHERS.match(name)} <= found
-    assert "outbox_messages_waiting" in asked
+    assert {"outbox_messages_waiting", "http_request_duration_seconds_bucket", "database_pool_in_use"} <= asked
+
+
+# What each process must tell, by what one wants to know of it.
+EVERYWHERE = {
+    "scaleout_build_info", "database_statements_total", "database_pool_size", "database_pool_in_use",
+    "database_pool_waits_total", "database_pool_timeouts_total", "database_read_retries_total",
+    "database_primary_reads_total", "replica_lag_seconds", "replica_healthy", "cache_reads_total", "cache_loads_total",
+    "cache_stampedes_avoided_total", "redis_failures_total", "breaker_open", "outbound_calls_total",
+    "outbound_retries_total", "business_events_total", "business_revenue_minor_units_total", "trace_spans_total",
+}  # fmt: skip
+OF_THE_API = {
+    "http_requests_total", "http_request_duration_seconds", "http_request_duration_highr_seconds",
+    "http_request_size_bytes", "http_response_size_bytes", "http_requests_in_flight", "http_requests_waiting",
+    "requests_shed_total", "rate_limited_total", "rate_limit_local_total", "event_streams", "asyncio_tasks",
+}  # fmt: skip
+METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other"}
+OF_A_RELAY = {
+    "outbox_messages_waiting", "outbox_oldest_message_seconds", "outbox_published_total", "dead_letters_open",
+    "queue_length", "queue_oldest_message_seconds",
+}  # fmt: skip
+# It tells of what it has done; what never happened, such as a dead letter, it does not name.
+OF_A_WORKER = {
+    "tasks_total", "task_duration_seconds", "business_events_total", "business_revenue_minor_units_total",
+    "database_statements_total", "database_pool_size", "database_pool_in_use", "outbound_calls_total",
+    "scaleout_build_info",
+}  # fmt: skip
+
+
+@pytest.mark.sabotage("app/core/telemetry.py", '"business_revenue_minor_units_total"', '"business_revenue_total"')
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("api-1", EVERYWHERE | OF_THE_API), ("relay-1", EVERYWHERE | OF_A_RELAY), ("worker-1", OF_A_WORKER)],
+)
+async def test_each_process_tells_what_there_is_to_know_of_it(
+    cluster: Cluster,
+    new_customer: Callable[..., Awaitable[Customer]],
+    new_product: Callable[..., Awaitable[dict[str, Any]]],
+    name: str,
+    expected: set[str],
+) -> None:
+    customer, product = await new_customer(), await new_product()
+    await customer.ended((await customer.order(product["id"])).raise_for_status().json()["id"])
+
+    async def told() -> bool:
+        return expected <= {family.name for family in await families(cluster, name)}
+
+    await until(told)
+    for family in await families(cluster, name):
+        # Files of several processes keep no help.
+        assert family.documentation, family.name
+        assert re.fullmatch(r"[a-z][a-z0-9_]*", family.name)
+
+
+@pytest.mark.sabotage("app/api/metrics.py", 'return method if method in _METHODS else "other"', "return method")
+async def test_what_strangers_invent_makes_no_label(cluster: Cluster) -> None:
+    noise = [uuid4().hex for _ in range(50)]
+    async with httpx.AsyncClient(base_url=str(cluster.process("api-1").address)) as client:
+        for word in noise:
+            odd = {"X-Request-ID": f"id-{word}", "Authorization": f"Bearer {word}", "User-Agent": word}
+            await client.get(f"/{word}")
+            await client.get(f"/api/v1/{word}?{word}={word}", headers=odd)
+            await client.get(f"/api/v1/profiles/{word}", headers=odd)
+            await client.get(f"/api/v1/products/search?q={word}")
+            await client.request(word.upper(), "/api/v1/products")
+            await client.post("/api/v1/orders", headers={"Idempotency-Key": word}, json={"payment_method": word})
+        templates = set((await client.get("/openapi.json")).raise_for_status().json()["paths"])
+    told = await families(cluster, "api-1")
+    labels = [(name, value) for family in told for each in family.samples for name, value in each.labels.items()]
+    assert not {word for word in noise for _, value in labels if word in value.lower()}
+    (requests,) = (family for family in told if family.name == "http_requests_total")
+    assert {each.labels["method"] for each in requests.samples} <= METHODS
+    assert {each.labels["status"] for each in requests.samples} <= {"2xx", "3xx", "4xx", "5xx"}
+    served = {each.labels["handler"] for each in requests.samples if each.labels["handler"].startswith("/api/")}
+    assert served <= templates
+
+
+@pytest.mark.sabotage("app/api/serving.py", "len(self.server_state.tasks)", "0")
+async def test_an_instance_tells_how_many_requests_are_in_flight(cluster: Cluster) -> None:
+    told = await scraped(cluster, "api-1")
+    assert told["http_requests_in_flight", frozenset()] >= 1  # the one that asks
+
+
+async def test_confirmed_orders_are_counted_with_what_they_come_to(
+    cluster: Cluster,
+    new_customer: Callable[..., Awaitable[Customer]],
+    new_product: Callable[..., Awaitable[dict[str, Any]]],
+) -> None:
+    async def revenue() -> float:
+        told = await scraped(cluster, "worker-1")
+        return told.get(("business_revenue_minor_units_total", frozenset({("currency", "EUR")})), 0.0)
+
+    customer, product = await new_customer(), await new_product()
+    before = await revenue()
+    order = (await customer.order(product["id"], quantity=3)).raise_for_status().json()
+    assert (await customer.ended(order["id"]))["status"] == "confirmed"
+    assert await revenue() - before >= 3 * 1999
+
+
+@pytest.mark.sabotage("workers/relay.py", "QUEUE_LENGTH.labels(queue).set(length)", "pass")
+async def test_a_relay_tells_what_waits_in_the_queues(
+    cluster: Cluster,
+    new_customer: Callable[..., Awaitable[Customer]],
+    new_product: Callable[..., Awaitable[dict[str, Any]]],
+) -> None:
+    customer, product = await new_customer(), await new_product()
+    queue = frozenset({("queue", "orders")})
+
+    async def waits() -> bool:
+        told = await scraped(cluster, "relay-1")
+        return told.get(("queue_length", queue), 0) >= 1 and told.get(("queue_oldest_message_seconds", queue), 0) > 0
+
+    await asyncio.to_thread(cluster.stop, "worker-1")
+    try:
+        order = (await customer.order(product["id"])).raise_for_status().json()
+        await until(waits)
+    finally:
+        await asyncio.to_thread(cluster.start, "worker-1")
+    await customer.ended(order["id"])

@@ -7,6 +7,7 @@ the outbox message, all in the caller's transaction. Nothing else changes a step
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from time import time
 from typing import Any
 from uuid import UUID
@@ -16,7 +17,7 @@ from sqlalchemy import ColumnElement, Row, Select, select, update
 from app.core import wire
 from app.core.errors import Conflict, FieldError, Invalid, NotFound, Unavailable
 from app.core.ids import new_id
-from app.core.telemetry import BUSINESS_EVENTS
+from app.core.telemetry import BUSINESS_EVENTS, REVENUE
 from app.domain.catalog.service import Catalog
 from app.domain.orders.rules import (
     STATUS,
@@ -234,6 +235,7 @@ class Orders:
         )
         if not linked:
             raise _changed()
+        writer.then(BUSINESS_EVENTS.labels("invoice", "issued").inc)
         payload = replace(order, version=order.version + 1).told()
         await outbox.append(writer, "order.invoiced", profile_id=order.profile_id, subject_id=order.id, payload=payload)
 
@@ -271,6 +273,8 @@ class Orders:
                 writer, transition.event, profile_id=order.profile_id, subject_id=order.id, payload=changed.told()
             )
         writer.then(BUSINESS_EVENTS.labels("order", transition.to).inc)
+        if transition.to is Step.CONFIRMED:
+            writer.then(partial(REVENUE.labels(order.currency).inc, order.amount))
         return changed
 
     async def _lines(self, new: NewOrder) -> tuple[tuple[Line, ...], str]:

@@ -16,10 +16,10 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from app.core import context
 from app.core.context import NEWEST
 from app.core.errors import Unavailable
-from app.core.telemetry import DATABASE_FALLBACKS
+from app.core.telemetry import DATABASE_FALLBACKS, DATABASE_RETRIES
 from app.scaling import dialect
 from app.scaling.database.refusals import all_in_use, too_slow
-from app.scaling.database.shard import Place, Shard, statements_of
+from app.scaling.database.shard import Place, Shard, statements_of, timeouts_of, waits_of
 from app.scaling.dialect import Trouble
 from app.scaling.lookup import Lookup
 from app.scaling.node import Node
@@ -83,6 +83,7 @@ class Reader:
                 if hopeless or len(lost) == REPLICA_TRIES or node in lost:
                     raise Unavailable("The database cannot answer now; try again.", code="database_down") from error
                 lost.append(node)
+                DATABASE_RETRIES.labels(str(shard.number)).inc()
 
     async def _ask_primary(self, shard: Shard, ask: _Ask, *, failover: bool) -> Sequence[Any]:
         nodes = shard.replicas
@@ -104,12 +105,15 @@ class Reader:
     async def _send(self, shard: Shard, node: Node, ask: _Ask) -> Sequence[Any]:
         name = shard.replicas.name_of(node)
         node.in_flight += 1
+        if node.turns.full:
+            waits_of(shard.number, name, "read").inc()
         outcome = "error"
         try:
             with context.current().timed("db", name):
                 rows = await ask(node)
             outcome = "ok"
         except PoolTimeout as error:
+            timeouts_of(shard.number, name, "read").inc()
             raise all_in_use() from error
         finally:
             node.in_flight -= 1

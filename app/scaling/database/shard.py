@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from prometheus_client import Counter
 from sqlalchemy import Column, ColumnElement, false, or_, true
 
-from app.core.telemetry import DATABASE_STATEMENTS
+from app.core.telemetry import DATABASE_STATEMENTS, POOL_TIMEOUTS, POOL_WAITS
 from app.scaling import dialect
 from app.scaling.replicas import ReplicaSet
 from app.scaling.sharding import ShardMap
@@ -43,6 +43,18 @@ class Place(NamedTuple):
 def statements_of(shard: int, node: str, outcome: str) -> Counter:
     """Return the counter of the statements that were sent to a node of a shard and came to that end."""
     return DATABASE_STATEMENTS.labels(str(shard), node, outcome)
+
+
+@lru_cache
+def waits_of(shard: int, node: str, pool: str) -> Counter:
+    """Return the counter of those who found no free connection in a pool of a node: `read` or `write`."""
+    return POOL_WAITS.labels(str(shard), node, pool)
+
+
+@lru_cache
+def timeouts_of(shard: int, node: str, pool: str) -> Counter:
+    """Return the counter of those who were refused, as none became free in time."""
+    return POOL_TIMEOUTS.labels(str(shard), node, pool)
 
 
 def own(places: ShardMap, shard: int, owner: Column[Any]) -> ColumnElement[bool]:

@@ -20,7 +20,7 @@ from app.core.errors import Unavailable
 from app.core.settings import DatabaseSettings
 from app.scaling import dialect
 from app.scaling.database.refusals import all_in_use, refuse
-from app.scaling.database.shard import Shard, own, statements_of
+from app.scaling.database.shard import Shard, own, statements_of, timeouts_of, waits_of
 from app.scaling.dialect import Rows, Trouble
 from app.scaling.live_map import LiveMap
 from app.scaling.node import Node
@@ -122,7 +122,7 @@ class Transactions:
         node, since = shard.replicas.primary, monotonic()
         async with AsyncExitStack() as stack:
             try:
-                connection = await self._connect(node, stack)
+                connection = await self._connect(shard, node, stack)
                 writer = Writer(connection, shard.number, places)
                 async with connection.begin():
                     yield writer
@@ -141,7 +141,7 @@ class Transactions:
         shard = insertion.shard
         node, since = shard.replicas.primary, monotonic()
         try:
-            async with self._driver(node) as driver_connection:
+            async with self._driver(shard, node) as driver_connection:
                 with context.current().timed("db", "primary"):
                     ((inserted,),) = await dialect.fetch(driver_connection, insertion.text, insertion.values)
                 statements_of(shard.number, "primary", "ok").inc()
@@ -154,9 +154,9 @@ class Transactions:
         return bool(inserted)
 
     @asynccontextmanager
-    async def _driver(self, node: Node) -> AsyncIterator[Any]:
+    async def _driver(self, shard: Shard, node: Node) -> AsyncIterator[Any]:
         """Take a connection of the driver's own for the block; one that is not known to be as before is replaced."""
-        connection = await self._in_time(node, node.writes.raw_connection())
+        connection = await self._in_time(shard, node, node.writes.raw_connection())
         driver_connection = connection.driver_connection
         node.in_use.add(driver_connection)
         try:
@@ -181,21 +181,24 @@ class Transactions:
             raise Unavailable("This data is being moved; try again.", code="shard_moving") from error
         refuse(error, alive=alive)
 
-    async def _connect(self, node: Node, stack: AsyncExitStack) -> AsyncConnection:
+    async def _connect(self, shard: Shard, node: Node, stack: AsyncExitStack) -> AsyncConnection:
         """Take a connection for a transaction until `stack` ends."""
-        connection = await self._in_time(node, stack.enter_async_context(node.writes.connect()))
+        connection = await self._in_time(shard, node, stack.enter_async_context(node.writes.connect()))
         driver_connection = (await connection.get_raw_connection()).driver_connection
         node.in_use.add(driver_connection)
         stack.callback(node.in_use.discard, driver_connection)
         return connection
 
-    async def _in_time(self, node: Node, connecting: Awaitable[_Connection]) -> _Connection:
+    async def _in_time(self, shard: Shard, node: Node, connecting: Awaitable[_Connection]) -> _Connection:
         """Return a connection; waiting for one and opening it count together."""
+        if node.writing >= self._settings.connections:
+            waits_of(shard.number, "primary", "write").inc()
         try:
             async with asyncio.timeout(self._settings.pool_timeout):
                 return await connecting
         except (PoolTimeout, TimeoutError) as error:
             if node.answers:
+                timeouts_of(shard.number, "primary", "write").inc()
                 raise all_in_use() from error
             raise ConnectionError("the primary does not answer") from error
 
