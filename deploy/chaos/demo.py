@@ -7,9 +7,11 @@ lines. What is judged is what the failure table judges, so that a demonstration 
 import asyncio
 import json
 import random
+import signal
 import tempfile
 from collections import deque
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, strftime
@@ -69,33 +71,36 @@ TOLD = {
 
 
 def run() -> int:
-    """Show it; returns 0 if every promise was kept, 1 if not, and 130 after Ctrl-C, when nothing is left running."""
+    """Show it; returns 0 if every promise was kept, 1 if not, and 130 when told to end, with nothing left running."""
     try:
         return asyncio.run(_show())
     except ClusterError as error:
         console.print(str(error))
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         console.print("\nStopped; nothing is left running.")
-        return 130
+        return 128 + signal.SIGINT
 
 
 async def _show() -> int:
+    show = asyncio.current_task()
+    if show is None:
+        raise RuntimeError("a demonstration is shown in a task")
+    for number in (signal.SIGTERM, signal.SIGHUP):  # asyncio itself does the same for Ctrl-C
+        asyncio.get_running_loop().add_signal_handler(number, show.cancel)
     chance = random.Random(1)
-    with tempfile.TemporaryDirectory(prefix="scaleout-demo-") as folder:
+    # Everything is undone whatever happens, also if nobody reads any more what is printed here.
+    async with AsyncExitStack() as opened_here:
+        folder = opened_here.enter_context(tempfile.TemporaryDirectory(prefix="scaleout-demo-"))
         console.print("Starting a cluster of its own, on free ports and in a temporary folder:")
         with Display() as display:
-            opening = open_stage(Path(folder) / "cluster", chance=chance, bucket=False, progress=display)
-            stage = await opening.__aenter__()
-        try:
-            async with opened(stage, Load(stage.cluster.url, chance)) as play:
-                screen = Screen(play, Voices(stage))
-                with screen:
-                    for act in ACTS:
-                        await screen.watch(act)
-        finally:
-            console.print("Stopping the cluster …")
-            await opening.__aexit__(None, None, None)
+            cluster = open_stage(Path(folder) / "cluster", chance=chance, bucket=False, progress=display)
+            stage = await opened_here.enter_async_context(cluster)
+        opened_here.callback(console.print, "Stopping the cluster …")
+        play = await opened_here.enter_async_context(opened(stage, Load(stage.cluster.url, chance)))
+        with Screen(play, Voices(stage)) as screen:
+            for act in ACTS:
+                await screen.watch(act)
     console.print(screen.promises())
     broken = [problem for _, played in screen.played for problem in played.problems]
     for problem in broken:
