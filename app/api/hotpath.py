@@ -29,6 +29,7 @@ from app.core.settings import Settings
 from app.core.telemetry import CACHE_READS, request_finished
 from app.domain.sessions.admission import Admission
 from app.scaling.cache import PRODUCT, PROFILE, Entry, Kind, Listing, Load
+from app.scaling.deadlines import Deadlines
 from app.scaling.gate import Gate
 from app.scaling.redis_link import RedisDown
 from app.wiring import Resources
@@ -139,6 +140,7 @@ class HotPath:
         self._app = app
         self._gate = gate
         self._deadline = settings.service.request_deadline
+        self._deadlines = Deadlines()
         self._fixed = [*fixed_headers(settings.service), CONTENT_POLICY]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -206,7 +208,6 @@ class HotPath:
     def _begin(self, admission: Admission, asked: "_Asked", started: float) -> context.Work:
         work = context.Work(
             request_id=context.request_id_from(asked.request_id),
-            deadline=asyncio.get_running_loop().time() + self._deadline,
             profile_id=admission.session.profile_id,
         )
         work.spans["cache"] = context.Span("miss", (perf_counter() - started) * 1000)
@@ -215,13 +216,15 @@ class HotPath:
     async def _load(self, resources: Resources, value: "_Value", admission: Admission, work: context.Work) -> Entry:
         """Load what Redis does not have, behind the same gate and with the same deadline as the long way."""
         kind, key, load = value.route.kind, value.key, value.load
+        deadline = work.deadline = asyncio.get_running_loop().time() + self._deadline
         with context.working(work):
             resources.positions.heed(admission.positions)
             try:
-                async with asyncio.timeout_at(work.deadline), self._gate.pass_through(work.profile_id):
-                    if admission.value is None:
-                        return await resources.cache.read(kind, key, load)
-                    return await resources.cache.load(kind, key, load, leased=bool(admission.value))
+                with self._deadlines.until(deadline):
+                    async with self._gate.pass_through(work.profile_id):
+                        if admission.value is None:
+                            return await resources.cache.read(kind, key, load)
+                        return await resources.cache.load(kind, key, load, leased=bool(admission.value))
             except TimeoutError as error:
                 raise out_of_time() from error
             except Unavailable:

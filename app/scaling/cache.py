@@ -11,8 +11,11 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from time import monotonic
 from typing import TypeVar
+
+from prometheus_client import Counter
 
 from app.core import context
 from app.core.context import NEWEST
@@ -358,7 +361,7 @@ class Cache:
             raise
 
     async def _load(self, kind: Kind, key: str, load: Load, *, leased: str | None = None) -> Entry:
-        CACHE_LOADS.labels(kind.name).inc()
+        _loads_of(kind.name).inc()
         began = monotonic()
         entry = await load()
         cost = self._costs[kind.name] = math.ceil((monotonic() - began) * 1000)
@@ -373,6 +376,11 @@ def _which() -> str:
     work = context.current()
     settled = ",".join(f"{shard}:{position}" for shard, position in sorted(work.positions.items()))
     return f"{settled}?{sorted(work.unsettled)}" if work.unsettled else settled
+
+
+@lru_cache
+def _loads_of(kind: str) -> Counter:
+    return CACHE_LOADS.labels(kind)
 
 
 def _local(kind: Kind, key: str) -> str:

@@ -20,7 +20,7 @@ from app.api.middleware import RequestEdge
 from app.core.settings import Settings, ShardAddress
 from app.domain.sessions import admission as room
 from app.main import create_app
-from app.scaling.cache import PRODUCT, PROFILE, Kind
+from app.scaling.cache import PRODUCT, PROFILE, Entry, Kind
 from app.scaling.gate import Gate
 from app.scaling.line import Line
 from app.wiring import Resources, open_resources
@@ -332,6 +332,34 @@ async def test_past_its_places_an_instance_answers_what_it_has_at_hand_and_stran
     assert refused()
     assert refused(own, asked="/api/v1/profiles/me")
     assert not refused(asked="/health/ready")
+
+
+@pytest.mark.sabotage(
+    path="app/api/hotpath.py", take_out="self._deadlines.until(deadline)", put="context.working(work)"
+)
+async def test_a_load_past_the_deadline_is_ended_and_left_to_others(
+    instances: list[httpx.AsyncClient], resources: Resources, new_customer: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    customer, other = await new_customer(), await new_customer()
+    path = f"/api/v1/profiles/{other.profile['id']}"
+    headers = {"Authorization": f"Bearer {customer.token}"}
+    await _uncache(resources, PROFILE, other.profile["id"])
+    loading = asyncio.Event()
+
+    async def never() -> Entry:
+        loading.set()
+        await asyncio.Event().wait()
+        raise AssertionError("nothing ends this but the deadline")
+
+    service: Any = instances[0]._transport
+    monkeypatch.setattr(service.app._hot, "_deadline", 0.05)
+    monkeypatch.setitem(service.app.state.resources.cache._loaders, PROFILE.name, lambda _key: never)
+    async with asyncio.timeout(10):
+        check_problem(await instances[0].get(path, headers=headers), 504, "deadline_exceeded")
+    assert loading.is_set()
+    lease = resources.cache.names_of(PROFILE, other.profile["id"])[1]
+    assert not await resources.redis.client.keys(f"{lease}*")
+    assert (await instances[1].get(path, headers=headers)).status_code == 200
 
 
 async def test_what_is_not_there_is_the_same_problem_both_ways(
