@@ -19,6 +19,8 @@ from app.scaling.outbox import Message
 from workers.broker import Posting
 from workers.task import Delivery
 
+pytest_plugins = ("apart",)
+
 CHILDREN = 2
 
 # Tasks for these tests, run by the worker's own `run_worker`.
@@ -28,8 +30,6 @@ from pathlib import Path
 from billiard import Process
 from workers.main import run_worker
 from workers.task import once, task
-
-pytest_plugins = ("apart",)
 
 @task("orders.good", seconds=20)
 async def good(resources, delivery):
