@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -26,12 +26,9 @@ def told(*options: str) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
-@pytest.mark.sabotage(
-    "deploy/capacity/model.py",
-    "math.ceil(cores / (CORES * TARGET))",
-    "math.ceil(cores % (CORES * TARGET))",
-)
+@pytest.mark.sabotage("deploy/capacity/model.py", "cores = spent * BESIDES", "cores = spent * BESIDES % 4")
 @settings(deadline=None)
+@example(1_000.0, 1.5, 0.0, 0.0, 0.0)
 @given(st.floats(0.1, 2_000), st.floats(1, 5), SHARES, SHARES, st.floats(0, 0.2))
 def test_more_load_never_takes_fewer_of_anything_that_carries_it(
     requests: float, more: float, hit_rate: float, read_share: float, order_share: float
