@@ -50,11 +50,15 @@ def blocks() -> list[Block]:
     following = f"{int(numbers[-1]) + 1:04}"
     found = []
     for path, kind, text in BLOCK.findall(PAGE.read_text(encoding="utf-8")):
-        numbered = text
-        if path.startswith("migrations/"):
-            numbered = text.replace("0009", numbers[-1])
-        found.append(Block(kind, path.replace("0010", following), numbered.replace("0010", following)))
+        before = numbers[-1] if path.startswith("migrations/") else "0009"
+        path_now, text_now = (_numbered(part, before, following) for part in (path, text))
+        found.append(Block(kind, path_now, text_now))
     return found
+
+
+def _numbered(text: str, before: str, following: str) -> str:
+    """Return a text of the page with the numbers of now, both at once: what 0009 becomes may be 0010."""
+    return following.join(part.replace("0009", before) for part in text.split("0010"))
 
 
 @pytest.fixture
