@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import containers
 import httpx
+import hypothesis
 import pytest
 from engines import DATABASE
 
@@ -34,6 +35,10 @@ ENVIRONMENT = {
     # Replicas are paused in tests, for as long as a slow machine takes, and take reads all the same.
     "DATABASE_REPLICA_MAX_LAG": "60",
 }
+
+# The same examples each time, however slow the machine is: what fails once, fails until it is mended.
+hypothesis.settings.register_profile("scaleout", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("scaleout")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -42,7 +42,7 @@ rows = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 3)), max_size=12)
     take_out="return sorted(rows, key=lambda row: row.profile_id, reverse=True)[: limit + 1]",
     put="return rows[: limit + 1]",
 )
-@examples(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(there=rows, late=rows, limit=st.integers(1, 5))
 async def test_pages_over_two_shards_show_each_profile_once_in_order_while_others_come_in(
     halves: Halves, there: list[tuple[int, int]], late: list[tuple[int, int]], limit: int

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -27,7 +27,6 @@ def told(*options: str) -> tuple[int, str, str]:
 
 
 @pytest.mark.sabotage("deploy/capacity/model.py", "cores = spent * BESIDES", "cores = spent * BESIDES % 4")
-@settings(deadline=None)
 @example(1_000.0, 1.5, 0.0, 0.0, 0.0)
 @given(st.floats(0.1, 2_000), st.floats(1, 5), SHARES, SHARES, st.floats(0, 0.2))
 def test_more_load_never_takes_fewer_of_anything_that_carries_it(
@@ -47,7 +46,6 @@ def test_more_load_never_takes_fewer_of_anything_that_carries_it(
     assert sum(costs.costs(less, prices).values()) <= sum(costs.costs(greater, prices).values())
 
 
-@settings(deadline=None)
 @given(st.floats(0.1, 50_000), SHARES, SHARES)
 def test_a_better_hit_rate_never_takes_more_machines(requests: float, worse: float, better: float) -> None:
     worse, better = sorted((worse, better))
@@ -70,7 +68,6 @@ def test_the_load_still_fits_when_a_machine_is_gone() -> None:
 @pytest.mark.sabotage(
     "deploy/capacity/model.py", "usual = max(fewest, _pools(None, pooler=pooler).connections)", "usual = 200"
 )
-@settings(deadline=None)
 @given(st.floats(1, 100_000), st.integers(100, 3_000))
 def test_what_is_planned_fits_by_the_sums_of_the_check(requests: float, allowed: int) -> None:
     try:

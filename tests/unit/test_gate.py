@@ -177,7 +177,7 @@ async def test_the_refusals_of_a_flood_are_not_those_of_others() -> None:
     await work.end()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(steps=st.lists(st.sampled_from(["a", "b", "c", "finish", "cancel"]), max_size=40))
 def test_places_are_neither_lost_nor_made(steps: list[str]) -> None:
     async def play() -> None:

@@ -123,7 +123,7 @@ def test_names_of_any_script_length_or_rubbish_never_flood_the_pages(name: str) 
     assert "Total, EUR 1.00" in text_of(pdf)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.text(max_size=80))
 def test_any_text_at_all_renders(text: str) -> None:
     assert render(invoice_of([Line("S", text, 1, 100)], Party(text))).startswith(b"%PDF-")

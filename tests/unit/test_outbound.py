@@ -204,7 +204,7 @@ async def test_an_answer_that_we_do_not_like_does_not_trip_the_breaker() -> None
     assert breaker.state == "closed"
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.sampled_from([succeed, fail, decline]), max_size=30), st.integers(1, 4))
 def test_a_breaker_is_open_exactly_when_the_last_calls_all_failed(
     attempts: list[Callable[[], Awaitable[object]]], failures: int
