@@ -29,6 +29,6 @@ rollout: ## Replace the stack's instances one by one, without a failed request
 	$(COMPOSE) build --quiet api
 	deploy/compose/rollout.sh api
 
-test-compose: $(STAMP) ## Start the stack on free ports, scale it, replace it, break it
+test-compose: $(STAMP) ## Start the stack on free ports, scale it, replace it, break it; STACKS=default: no profiles
 	$(ENGINE)
-	COMPOSE_TESTS=1 $(BIN)/python -m pytest tests/deploy/test_compose.py
+	COMPOSE_TESTS=$(or $(STACKS),all) $(BIN)/python -m pytest tests/deploy/test_compose.py
