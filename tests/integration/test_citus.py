@@ -30,7 +30,8 @@ from workers.tasks.upkeep import attend
 pytest_plugins = ("halves", "quiet")
 pytestmark = pytest.mark.postgresql("Citus is an extension of it")
 
-LET_TIME_PASS = "UPDATE outbox SET due_at=now()"  # what of it all the test itself sends
+# What of it all the test itself sends.
+LET_TIME_PASS = "UPDATE outbox SET due_at=$1::TIMESTAMP WITH TIME ZONE WHERE outbox.done_at IS NULL"
 
 
 def test_the_column_is_in_every_unique_key_of_every_table_of_a_shard() -> None:
