@@ -11,7 +11,6 @@ from uuid import uuid4
 
 import containers
 import httpx
-import hypothesis
 import pytest
 from engines import DATABASE
 
@@ -36,9 +35,14 @@ ENVIRONMENT = {
     "DATABASE_REPLICA_MAX_LAG": "60",
 }
 
-# The same examples each time, however slow the machine is: what fails once, fails until it is mended.
-hypothesis.settings.register_profile("scaleout", deadline=None, derandomize=True)
-hypothesis.settings.load_profile("scaleout")
+
+def pytest_configure() -> None:
+    """Try the same examples each time, however slow the machine is: what fails once, fails until it is mended."""
+    # Here, because pytest complains of a plugin that was imported before pytest began.
+    from hypothesis import settings  # noqa: PLC0415
+
+    settings.register_profile("scaleout", deadline=None, derandomize=True)
+    settings.load_profile("scaleout")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
