@@ -19,7 +19,7 @@ unexport UV_CACHE_DIR
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run stop down status test test-mysql test-failure check audit prove docs load load-compare bench bench-scale bench-reads bench-relay bench-orders bench-saga bench-overload demo failure-table chaos clean
+.PHONY: help setup run stop down status test test-mysql test-failure tutorial check audit prove docs load load-compare bench bench-scale bench-reads bench-relay bench-orders bench-saga bench-overload demo failure-table chaos clean
 .SILENT:
 # Half a virtual environment must not look like a whole one.
 .DELETE_ON_ERROR:
@@ -50,6 +50,9 @@ endif
 test-failure: $(STAMP) ## The failure tests in their long form: every fault, 200 orders, a mover killed at 7 points (CRASH_SEED=7)
 	CRASH_ORDERS=200 CRASH_SEED=$(or $(CRASH_SEED),$(shell date +%M%S)) BROKER_OUTAGE=60 MOVER_DEATHS=all FAILURE_TABLE=all STORM_SECONDS=60 \
 	  $(BIN)/python -m pytest tests/failure
+
+tutorial: $(STAMP) ## Do docs/tutorial.md on a copy of the project, and run the tests that it ends with
+	TUTORIAL=1 $(BIN)/python -m pytest tests/deploy/test_tutorial.py
 
 test-mysql: $(STAMP) ## The tests of what talks to a database, on the machine's MariaDB instead of PostgreSQL
 	$(BIN)/python -m deploy.local.mariadb && TEST_DATABASE=mariadb $(BIN)/python -m pytest \
