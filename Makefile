@@ -52,7 +52,7 @@ test-failure: $(STAMP) ## The failure tests in their long form: every fault, 200
 	  $(BIN)/python -m pytest tests/failure
 
 tutorial: $(STAMP) ## Do docs/tutorial.md on a copy of the project, and run the tests that it ends with
-	TUTORIAL=1 $(BIN)/python -m pytest tests/deploy/test_tutorial.py
+	$(BIN)/python -m pytest tests/deploy/test_tutorial.py
 
 test-mysql: $(STAMP) ## The tests of what talks to a database, on the machine's MariaDB instead of PostgreSQL
 	$(BIN)/python -m deploy.local.mariadb && TEST_DATABASE=mariadb $(BIN)/python -m pytest \

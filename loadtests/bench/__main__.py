@@ -16,7 +16,6 @@ import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -30,9 +29,9 @@ from redis import Redis
 from rich.console import Console
 
 from deploy.local.cluster import Cluster
-from deploy.local.programs import Sizes
 from loadtests.bench import KEY
 from loadtests.bench.picture import draw
+from loadtests.bench.servers import servers
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -43,7 +42,6 @@ LATE = ("a", "b", "c", "l1", "l2")
 CONNECTIONS = 32
 # Requests a second for each instance of a paced side: eight of them then use about half of their core.
 PACE = 500
-NO_LIMIT = "1000000000/hour"
 PASSWORD = "correct horse battery"  # noqa: S105  # of the seeded customers, printed by `make run`
 console = Console()
 
@@ -75,15 +73,7 @@ def main() -> None:
     if (os.cpu_count() or 1) <= LOAD:
         sys.exit("The bench needs two cores: one for the server, one for the load.")
     with ExitStack() as running:
-        folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
-        environment = dict.fromkeys(("RATE_LIMIT_ENTERPRISE", "RATE_LIMIT_SIGN_IN"), NO_LIMIT.replace("hour", "minute"))
-        # Nothing here pays or mails, but no process starts without knowing where to.
-        environment |= {"PAYMENT_URL": "http://127.0.0.1:1", "SMTP_URL": "smtp://127.0.0.1:1"}
-        sizes = Sizes(instances=1, replicas=1, kinds=("api", "primary", "redis", "replica"))
-        cluster = Cluster(folder / "cluster", environment=environment, sizes=sizes)
-        console.print("Starting the servers …")
-        cluster.up()
-        running.callback(cluster.down, wipe=True)
+        cluster, folder = running.enter_context(servers(replicas=1))
         sides, path, token = prepare(cluster, folder, running)
         result = measure(sides, path, token, chosen.rounds, (chosen.seconds, chosen.late_seconds))
     RESULTS.mkdir(exist_ok=True)
@@ -99,7 +89,6 @@ def prepare(cluster: Cluster, folder: Path, running: ExitStack) -> tuple[list[Si
     # Nobody else refuses anybody for being busy either.
     environment |= {"REQUESTS_AT_ONCE": "2000", "REQUESTS_WAITING": "2000"}
     pin(cluster.process("redis").pid or 0, LOAD)
-    cluster.stop("api-1")
     start = partial(serve, running, folder)
     ours = [sys.executable, "-m", "app.cli", "api", "--host", "127.0.0.1", "--port"]
     bare = [sys.executable, "-m", "uvicorn", "--no-access-log", "--loop", "uvloop", "--http", "httptools", "--port"]

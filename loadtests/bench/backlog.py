@@ -11,11 +11,7 @@ import json
 import os
 import statistics
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from time import perf_counter
 
 import uvloop
@@ -26,9 +22,8 @@ from app.core.ids import new_id
 from app.core.settings import load_settings
 from app.scaling.outbox import outbox
 from app.wiring import Resources, open_resources
-from deploy.local.cluster import Cluster
-from deploy.local.programs import Sizes
 from loadtests.bench.__main__ import LOAD, RESULTS, SERVER, machine, pin
+from loadtests.bench.servers import servers
 from workers.broker import Publisher, create_celery
 from workers.relay import Relay
 
@@ -44,30 +39,14 @@ def main() -> None:
     chosen = parser.parse_args()
     if (os.cpu_count() or 1) <= LOAD:
         sys.exit("The bench needs two cores: one for the relay, one for the servers.")
-    with running() as environment:
-        os.environ.update(environment)
+    with servers(replicas=0) as (cluster, _):
+        for name in ("primary", "redis"):
+            pin(cluster.process(name).pid or 0, LOAD)
+        os.environ.update(cluster.environment)
         result = uvloop.run(measure(chosen.rounds))
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "backlog.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     console.print_json(data=result)
-
-
-@contextmanager
-def running() -> Iterator[dict[str, str]]:
-    """Run a primary and a Redis on the core of the load, and yield the environment that finds them."""
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        # Nothing here pays or mails, but no process starts without knowing where to.
-        environment = {"PAYMENT_URL": "http://127.0.0.1:1", "SMTP_URL": "smtp://127.0.0.1:1"}
-        sizes = Sizes(instances=1, replicas=0, kinds=("primary", "redis", "api"))
-        cluster = Cluster(Path(folder) / "cluster", environment=environment, sizes=sizes)
-        cluster.up()
-        try:
-            cluster.stop("api-1")
-            for name in ("primary", "redis"):
-                pin(cluster.process(name).pid or 0, LOAD)
-            yield cluster.environment
-        finally:
-            cluster.down(wipe=True)
 
 
 async def measure(rounds: int) -> dict[str, object]:

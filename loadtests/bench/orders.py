@@ -15,11 +15,9 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from time import perf_counter
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -28,10 +26,9 @@ import httpx
 import uvloop
 from rich.console import Console
 
-from deploy.local.cluster import Cluster
-from deploy.local.programs import Sizes
-from loadtests.bench.__main__ import LOAD, NO_LIMIT, PASSWORD, RESULTS, SERVER, Side, machine, pin, serve, spent
+from loadtests.bench.__main__ import LOAD, PASSWORD, RESULTS, SERVER, Side, machine, pin, serve, spent
 from loadtests.bench.load import Connection
+from loadtests.bench.servers import servers
 
 CONNECTIONS = 32
 console = Console()
@@ -47,19 +44,7 @@ def main() -> None:
         sys.exit("The bench needs two cores: one for the side, one for the servers and the load.")
     rounds: list[dict[str, dict[str, float]]] = []
     with ExitStack() as running:
-        folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
-        # Nothing here pays or mails, but no process starts without knowing where to.
-        environment = {
-            "RATE_LIMIT_ENTERPRISE": NO_LIMIT,
-            "PAYMENT_URL": "http://127.0.0.1:1",
-            "SMTP_URL": "smtp://127.0.0.1:1",
-        }
-        sizes = Sizes(instances=1, replicas=0, kinds=("api", "primary", "redis"))
-        cluster = Cluster(folder / "cluster", environment=environment, sizes=sizes)
-        console.print("Starting the servers …")
-        cluster.up()
-        running.callback(cluster.down, wipe=True)
-        cluster.stop("api-1")
+        cluster, folder = running.enter_context(servers(replicas=0))
         for name in ("primary", "redis"):
             pin(cluster.process(name).pid or 0, LOAD)
         command = [sys.executable, "-m", "app.cli", "api", "--host", "127.0.0.1", "--port"]

@@ -14,12 +14,10 @@ import json
 import os
 import statistics
 import sys
-import tempfile
 from collections import deque
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from time import perf_counter
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -28,10 +26,9 @@ import httpx
 import uvloop
 from rich.console import Console
 
-from deploy.local.cluster import Cluster
-from deploy.local.programs import Sizes
-from loadtests.bench.__main__ import LOAD, NO_LIMIT, PASSWORD, RESULTS, Side, machine, pin, serve
+from loadtests.bench.__main__ import LOAD, PASSWORD, RESULTS, Side, machine, pin, serve
 from loadtests.bench.picture import draw_ratios
+from loadtests.bench.servers import servers
 
 # A read that asks Redis and a replica: nothing of it is at hand, as for most routes.
 PATH = "/api/v1/profiles/me"
@@ -149,15 +146,7 @@ def main() -> None:
     if (os.cpu_count() or 1) <= LOAD:
         sys.exit("The bench needs two cores: one for the instance, one for the servers and the load.")
     with ExitStack() as running:
-        folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
-        # Nothing here pays or mails, but no process starts without knowing where to.
-        unused = {"PAYMENT_URL": "http://127.0.0.1:1", "SMTP_URL": "smtp://127.0.0.1:1"}
-        sizes = Sizes(instances=1, replicas=1, kinds=("api", "primary", "redis", "replica"))
-        cluster = Cluster(folder / "cluster", environment=unused | {"RATE_LIMIT_ENTERPRISE": NO_LIMIT}, sizes=sizes)
-        console.print("Starting the servers …")
-        cluster.up()
-        running.callback(cluster.down, wipe=True)
-        cluster.stop("api-1")
+        cluster, folder = running.enter_context(servers(replicas=1))
         for name in ("primary", "replica-1", "redis"):
             pin(cluster.process(name).pid or 0, LOAD)
         command = [sys.executable, "-m", "app.cli", "api", "--host", "127.0.0.1", "--port"]

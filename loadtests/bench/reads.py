@@ -13,7 +13,6 @@ import os
 import random
 import statistics
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
@@ -35,9 +34,9 @@ from app.domain.profiles.tables import profiles
 from app.scaling.database import Database
 from app.wiring import Resources, open_resources
 from deploy.local.cluster import Cluster
-from deploy.local.programs import Sizes
-from loadtests.bench.__main__ import LOAD, NO_LIMIT, PASSWORD, RESULTS, ask, machine, serve
+from loadtests.bench.__main__ import LOAD, PASSWORD, RESULTS, ask, machine, serve
 from loadtests.bench.picture import draw_ratios
+from loadtests.bench.servers import servers
 from loadtests.bench.share import share_of_a_core
 from migrations import runner
 
@@ -80,16 +79,7 @@ def main() -> None:
     if (os.cpu_count() or 1) <= LOAD:
         sys.exit("The bench needs two cores: one for the server, one for the load.")
     with ExitStack() as running:
-        folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
-        unlimited = dict.fromkeys(("RATE_LIMIT_ENTERPRISE", "RATE_LIMIT_SIGN_IN"), NO_LIMIT.replace("hour", "minute"))
-        # Nothing here pays or mails, but no process starts without knowing where to.
-        unused = {"PAYMENT_URL": "http://127.0.0.1:1", "SMTP_URL": "smtp://127.0.0.1:1"}
-        sizes = Sizes(instances=1, replicas=2, kinds=("api", "primary", "redis", "replica"))
-        cluster = Cluster(folder / "cluster", environment=unlimited | unused, sizes=sizes)
-        console.print("Starting the servers …")
-        cluster.up()
-        running.callback(cluster.down, wipe=True)
-        cluster.stop("api-1")
+        cluster, folder = running.enter_context(servers(replicas=2))
         os.environ |= cluster.environment
         ratios, costs = uncached(cluster, folder, running, chosen.rounds, chosen.seconds)
         ratios |= asyncio.run(pages(cluster, chosen.rows, chosen.rounds * 40))

@@ -17,7 +17,6 @@ import os
 import resource
 import statistics
 import sys
-import tempfile
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -29,10 +28,9 @@ from rich.console import Console
 from scipy.optimize import curve_fit
 
 from deploy.capacity.model import BESIDES, TARGET
-from deploy.local.cluster import Cluster
-from deploy.local.programs import Sizes
-from loadtests.bench.__main__ import LOAD, NO_LIMIT, PASSWORD, RESULTS, Side, ask, machine, pin, serve, spent
+from loadtests.bench.__main__ import LOAD, PASSWORD, RESULTS, Side, ask, machine, pin, serve, spent
 from loadtests.bench.picture import draw_curve
+from loadtests.bench.servers import servers
 from loadtests.bench.share import share_of_a_core
 from loadtests.bench.simulation import Times, closed, crowd
 
@@ -64,17 +62,9 @@ def main() -> None:
             f"--share {chosen.share:g}: {max(COUNTS)} instances have one core, so at most {1 / max(COUNTS):g} each."
         )
     with ExitStack() as running:
-        folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
-        # Nothing here pays or mails, but no process starts without knowing where to.
-        unused = {"PAYMENT_URL": "http://127.0.0.1:1", "SMTP_URL": "smtp://127.0.0.1:1"}
-        sizes = Sizes(instances=1, replicas=1, kinds=("api", "primary", "redis", "replica"))
-        cluster = Cluster(folder / "cluster", environment=unused | {"RATE_LIMIT_ENTERPRISE": NO_LIMIT}, sizes=sizes)
-        console.print("Starting the servers …")
-        cluster.up()
-        running.callback(cluster.down, wipe=True)
-        cluster.stop("api-1")
-        servers = [psutil.Process(cluster.process(name).pid or 0) for name in SERVERS]
-        for server in servers:
+        cluster, folder = running.enter_context(servers(replicas=1))
+        beside = [psutil.Process(cluster.process(name).pid or 0) for name in SERVERS]
+        for server in beside:
             for each in (server, *server.children(recursive=True)):
                 pin(each.pid, LOAD)
         command = [sys.executable, "-m", "app.cli", "api", "--host", "127.0.0.1", "--port"]
@@ -85,7 +75,7 @@ def main() -> None:
         token = signed_in(instances[0].urls[0])
         for instance in instances:
             running.enter_context(share_of_a_core(instance.name, instance.processes[0].pid, chosen.share))
-        result = measure(instances, servers, token, chosen.rounds, chosen.seconds)
+        result = measure(instances, beside, token, chosen.rounds, chosen.seconds)
     result |= fitted(result["requests_per_second"])
     result |= simulated(result, chosen.share)
     result |= {"share_of_a_core": chosen.share, "machine": machine()}
@@ -111,7 +101,7 @@ def signed_in(url: str) -> str:
 
 
 def measure(
-    instances: list[Side], servers: list[psutil.Process], token: str, rounds: int, seconds: float
+    instances: list[Side], beside: list[psutil.Process], token: str, rounds: int, seconds: float
 ) -> dict[str, Any]:
     """Ask 1, 2, 4 and 8 instances in turns, and return their rates and what a request cost whom."""
     rates: dict[int, list[float]] = {count: [] for count in COUNTS}
@@ -124,7 +114,7 @@ def measure(
                 tuple(url for each in instances[:count] for url in each.urls),
                 tuple(process for each in instances[:count] for process in each.processes),
             )
-            before, load_before = _spent(servers), resource.getrusage(resource.RUSAGE_CHILDREN)
+            before, load_before = _spent(beside), resource.getrusage(resource.RUSAGE_CHILDREN)
             answer = ask(side, PATH, token, CLIENTS * count, seconds)
             load_after = resource.getrusage(resource.RUSAGE_CHILDREN)
             if not number:  # the first round compiles and connects
@@ -133,7 +123,7 @@ def measure(
             at_instance.append(answer["cpu"])
             # The load has the same core as the servers; a second of it is a second less for them.
             load = load_after.ru_utime + load_after.ru_stime - load_before.ru_utime - load_before.ru_stime
-            at_servers.append((_spent(servers) - before + load) / answer["requests"] * 1e6)
+            at_servers.append((_spent(beside) - before + load) / answer["requests"] * 1e6)
         console.print(f"round {number}", {count: round(of[-1]) for count, of in rates.items() if of})
     return {
         "requests_per_second": {str(count): round(statistics.median(of), 1) for count, of in rates.items()},
@@ -145,9 +135,9 @@ def measure(
     }
 
 
-def _spent(servers: list[psutil.Process]) -> float:
+def _spent(beside: list[psutil.Process]) -> float:
     """Return the seconds of CPU of the servers with their children, those that have ended included."""
-    every = [each for server in servers for each in (server, *server.children(recursive=True))]
+    every = [each for server in beside for each in (server, *server.children(recursive=True))]
     return spent(Side("servers", "", (), tuple(every)))
 
 

@@ -99,10 +99,6 @@ def test_the_tutorials_sabotages_fit_what_it_writes(tree: Path) -> None:
         assert (tree / path).read_text(encoding="utf-8").count(take_out) == 1, mark
 
 
-@pytest.mark.skipif(
-    "TUTORIAL" not in os.environ,
-    reason="a cluster of its own, and once in two runs a rating came late for a reason not yet found: make tutorial",
-)
 @pytest.mark.postgresql("its migration puts up a fence, and one engine shows it")
 @pytest.mark.sabotage("docs/tutorial.md", "+    reviews.router,\n", "")
 def test_the_tutorial_works_as_it_is_written(tree: Path) -> None:

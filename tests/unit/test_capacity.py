@@ -39,6 +39,8 @@ def test_more_load_never_takes_fewer_of_anything_that_carries_it(
     assert less.instances <= greater.instances
     assert less.worker_processes <= greater.worker_processes
     assert less.shards <= greater.shards
+    # Not the connections: more instances share larger servers, so each of them needs a smaller pool.
+    assert less.fleet.processes <= greater.fleet.processes
     assert less.kept <= greater.kept
     assert less.cached <= greater.cached
     _, prices = costs.newest_prices()
