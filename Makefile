@@ -6,7 +6,7 @@ UV := uv==0.13.8
 BIN := .venv/bin
 STAMP := .venv/.installed
 # Of `make load`: a baseline that two cores carry. It says which limits the cluster needs for it.
-URL ?= http://127.0.0.1:8000
+URL ?= http://127.0.0.1:$(or $(PORT),8000)
 SCENARIO ?= baseline
 USERS ?= 20
 DURATION ?= 60s

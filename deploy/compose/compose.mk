@@ -21,8 +21,8 @@ compose-down: ## Stop the stack; its data stays, WIPE=1 removes it too
 	$(ENGINE)
 	$(COMPOSE) --profile '*' down $(if $(WIPE),--volumes)
 
-smoke: $(STAMP) ## Buy something at URL (http://127.0.0.1:8000), wherever that runs
-	$(BIN)/python -m deploy.smoke $(or $(URL),http://127.0.0.1:$(or $(PORT),8000))
+smoke: $(STAMP) ## Buy something at URL, or at PORT of this machine
+	$(BIN)/python -m deploy.smoke $(URL)
 
 rollout: ## Replace the stack's instances one by one, without a failed request
 	$(ENGINE)

@@ -32,7 +32,9 @@ of_its_own = pytest.mark.skipif(
 )
 
 # The most that anything here takes on two cores, image builds apart.
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 240.0
+# What the relay still has to bring about, for whoever looks at an order that did not come to its end.
+WAITING = "SELECT event, tries, count(*), min(due_at), now() FROM outbox WHERE done_at IS NULL GROUP BY event, tries"
 
 
 class Stack:
@@ -59,7 +61,17 @@ class Stack:
 
     def up(self) -> None:
         """Start it and wait until all of it is healthy."""
-        self.compose("up", "--detach", "--wait", "--wait-timeout", "300")
+        self.compose("up", "--detach", "--wait", "--wait-timeout", "500")
+
+    def buy(self) -> smoke.Order:
+        """Have an order go all the way to its invoice; where that fails, show what became of it."""
+        try:
+            return smoke.run(self.url, print)
+        except smoke.SmokeError:
+            print(self.compose("ps", "--all"))  # noqa: T201 - pytest shows it with the failure
+            print(self.compose("logs", "--tail", "40", "relay", "worker", "payments"))  # noqa: T201
+            print(psql(self, "primary", WAITING))  # noqa: T201
+            raise
 
     def scale(self, instances: int) -> None:
         """Have so many instances, all healthy."""
@@ -161,7 +173,7 @@ def stack() -> Iterator[Stack]:
 @pytest.fixture(scope="module")
 def order(stack: Stack) -> smoke.Order:
     """An order that went all the way to its invoice, and its customer."""
-    return smoke.run(stack.url, print)
+    return stack.buy()
 
 
 @pytest.fixture
@@ -282,7 +294,7 @@ def test_data_and_sessions_survive_down_and_up(stack: Stack, order: smoke.Order)
     answer = httpx.get(f"{stack.url}/api/v1/orders/{order.id}", headers=headers, timeout=15)
     assert answer.status_code == 200
     assert answer.json()["status"] == "confirmed"
-    assert smoke.run(stack.url, print).id != order.id
+    assert stack.buy().id != order.id
 
 
 @of_its_own
@@ -290,7 +302,7 @@ def test_two_shards_each_hold_their_half_of_the_profiles() -> None:
     with running("two-shards") as stack:
         held = Counter[str]()
         while not held.keys() >= {"primary", "shard-1"}:
-            smoke.run(stack.url, print)
+            stack.buy()
             for shard in ("primary", "shard-1"):
                 held[shard] = int(psql(stack, shard, "SELECT count(*) FROM orders"))
             held += Counter()
@@ -299,7 +311,7 @@ def test_two_shards_each_hold_their_half_of_the_profiles() -> None:
 @of_its_own
 def test_all_connections_come_through_the_pooler() -> None:
     with running("pgbouncer") as stack:
-        smoke.run(stack.url, print)
+        stack.buy()
         for server in ("primary", "replica-1", "replica-2"):
             query = "SELECT count(DISTINCT client_addr) FROM pg_stat_activity WHERE usename = 'scaleout'"
             assert psql(stack, server, query) == "1"
@@ -308,7 +320,7 @@ def test_all_connections_come_through_the_pooler() -> None:
 @of_its_own
 def test_mariadb_serves_it_alone() -> None:
     with running("mysql") as stack:
-        smoke.run(stack.url, print)
+        stack.buy()
         assert not stack.containers("primary")
 
 

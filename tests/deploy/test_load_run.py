@@ -1,8 +1,10 @@
-"""A short load test of the running cluster, with each tool, and what stands in its way."""
+"""A short load test of the running cluster, with each tool, and what stands in its way or leads elsewhere."""
 
 import asyncio
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from uuid import uuid4
@@ -13,6 +15,8 @@ import pytest
 from deploy.local.cluster import Cluster
 from loadtests.load import LoadError
 from loadtests.load import __main__ as load
+
+CHECKOUT = Path(__file__).parents[2]
 
 
 @pytest.mark.sabotage("loadtests/load/__main__.py", "if most < count", "if most < 0")
@@ -43,3 +47,19 @@ async def test_a_short_run_is_reported(tool: str, cluster: Cluster, tmp_path: Pa
     assert max(second["instances"] for second in told["series"]) == 2
     assert told["figures"]["hit_rate"] is not None
     assert "<svg" in file.with_suffix(".html").read_text()
+
+
+@pytest.mark.parametrize("target", ["smoke", "load"])
+@pytest.mark.sabotage("Makefile", "http://127.0.0.1:$(or $(PORT),8000)", "http://127.0.0.1:8000")
+def test_a_service_on_another_port_is_found_there(target: str) -> None:
+    # What the make that runs the tests was told is not for this one.
+    environment = {name: value for name, value in os.environ.items() if name not in {"URL", "MAKEFLAGS", "MFLAGS"}}
+    said = subprocess.run(  # noqa: S603 - the Makefile's own targets
+        ["make", "--dry-run", target],  # noqa: S607
+        cwd=CHECKOUT,
+        env=environment | {"PORT": "8001"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "http://127.0.0.1:8001" in said
