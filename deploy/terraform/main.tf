@@ -127,5 +127,7 @@ locals {
     TRUSTED_PROXIES    = module.network.cidr
     ADMIN_ALLOW        = join(",", concat(["127.0.0.0/8"], var.admin_networks))
     LOG_FORMAT         = "json"
+    # Empty is as good as not there.
+    OTEL_EXPORTER_OTLP_ENDPOINT = var.traces_endpoint
   }
 }

@@ -108,3 +108,14 @@ variable "prometheus_group" {
   type        = string
   default     = null
 }
+
+variable "traces_endpoint" {
+  description = "An OpenTelemetry collector, OTLP over HTTP on 443, such as https://collector.example; traces nothing without."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = var.traces_endpoint == "" || can(regex("^https://[^/]+$", var.traces_endpoint))
+    error_message = "traces_endpoint: https://HOST without a path; machines reach port 443 outside their network, and no other."
+  }
+}

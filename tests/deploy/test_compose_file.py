@@ -16,9 +16,9 @@ ONE_SHOTS = {name for name, service in SERVICES.items() if service["restart"] ==
 LASTING = SERVICES.keys() - ONE_SHOTS
 # What runs without a profile.
 DEFAULT = {name for name in LASTING if "profiles" not in SERVICES[name]}
-TOOLS = {"nginx", "mail", "prometheus", "grafana"}
+TOOLS = {"nginx", "mail", "prometheus", "grafana", "traces"}
 # Their images bring nothing to ask with; whoever needs them waits for an answer.
-SILENT = {"storage", "mail", "payments", "postgres-exporter", "redis-exporter"}
+SILENT = {"storage", "mail", "payments", "postgres-exporter", "redis-exporter", "traces"}
 OURS = ("api", "worker", "relay", "scheduler", "migrate", "seed")
 
 # The default stack fits beside a browser and an editor on a laptop of 8 GB.

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import kubernetes_validate
 import pytest
@@ -300,6 +301,27 @@ def test_prometheus_reaches_every_process_that_has_metrics(overlay: str) -> None
     # A ServiceMonitor finds pods through a Service of that port.
     (service,) = (one["spec"] for one in of_kind(overlay, "Service") if one["metadata"]["name"] == "api")
     assert [port["name"] for port in service["ports"]] == ["http"]
+
+
+@pytest.mark.sabotage(
+    "deploy/k8s/components/tracing/network.yaml", "values: [api, worker, relay]", "values: [api, worker]"
+)
+@pytest.mark.parametrize("overlay", ["production", *REGIONS])
+def test_every_process_that_traces_may_reach_the_collector(overlay: str) -> None:
+    collector = urlsplit(named(overlay, "ConfigMap", "settings")["data"]["OTEL_EXPORTER_OTLP_ENDPOINT"])
+    namespace = (collector.hostname or "").partition(".")[2]
+    rule = {
+        "to": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}}],
+        "ports": [{"port": collector.port}],
+    }
+    for name, having in labels(overlay, "Deployment").items():
+        allowed = [
+            each
+            for policy in of_kind(overlay, "NetworkPolicy")
+            if selects(policy["spec"]["podSelector"], having)
+            for each in policy["spec"].get("egress", [])
+        ]
+        assert (rule in allowed) == (name != "nginx"), name
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
