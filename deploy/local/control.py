@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 # Between two looks at something that changes within milliseconds; each look is one small request on this machine.
 LOOK_INTERVAL = 0.03
 
-# The supervisor imports and opens its socket in well under a second; a busy laptop may take ten times as long.
-SUPERVISOR_SECONDS = 20.0
+# The supervisor imports and opens its socket in well under a second; on a busy laptop many times as long.
+SUPERVISOR_SECONDS = 60.0
 
 # A process is killed by the supervisor when it outstays its own stop time (30 s at most), so a stop ends before this.
 STOP_SECONDS = 40.0

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from deploy.local.programs import Program
     from deploy.local.servers import Binaries, Tools
 
-# A health check of ours answers within milliseconds; one that needs longer will be asked again.
-ANSWER_SECONDS = 1.0
+# A health check of ours answers within milliseconds where there is nothing else to do; one that hangs is asked again.
+ANSWER_SECONDS = 5.0
 
-# Slow laptops with a cold disk: importing the application took at most a tenth of this wherever it was measured.
-READY_SECONDS = 60.0
+# It bounds only what hangs, as what ends is noticed at once. A start takes seconds; where ten processes shared each
+# core, it took more than a minute.
+READY_SECONDS = 180.0
 
 # A process that ended this often while it was waited for will not become ready by itself.
 DEATHS = 3
