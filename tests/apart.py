@@ -31,7 +31,7 @@ from app.scaling import outbox
 from app.scaling.database import Writer
 from app.scaling.outbox import Message, message_from
 from app.wiring import Resources, open_resources
-from deploy.local import layout
+from deploy.local import ports
 from deploy.local.cluster import Cluster
 from migrations import runner
 from workers.broker import QUEUES, Publisher, create_celery
@@ -112,7 +112,7 @@ class Apart:
 @pytest.fixture
 def free_port() -> int:
     """A port that nobody listens on."""
-    return layout.free_port()
+    return ports.free_port()
 
 
 @contextmanager

@@ -17,7 +17,8 @@ import pytest
 from conftest import PATIENCE, until
 
 from deploy.local.cluster import Cluster
-from deploy.local.layout import CHECKOUT, free_port
+from deploy.local.layout import CHECKOUT
+from deploy.local.ports import free_port
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,8 @@ class Control:
 
     layout: Layout
 
-    def launch(self, lock: int, tools: Tools) -> subprocess.Popen[bytes]:
-        """Start the supervisor, hand it the held `lock` and return when it answers.
+    def launch(self, held: list[int], tools: Tools) -> subprocess.Popen[bytes]:
+        """Start the supervisor, hand it the descriptors of what it is to hold and return when it answers.
 
         Raises:
             ClusterError: it ended at once, or did not answer in time.
@@ -91,7 +91,7 @@ class Control:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                pass_fds=[lock],
+                pass_fds=held,
             )
         deadline = time.monotonic() + SUPERVISOR_SECONDS
         while not self.answers():

@@ -1,4 +1,4 @@
-"""Where the cluster keeps its things: the run folder, the data of the servers, passwords and ports.
+"""Where the cluster keeps its things: the run folder, the data of the servers, and passwords.
 
 All files of the run folder are readable by their owner only and replaced atomically, so that a reader never sees half
 of one and a process killed while writing leaves the old one.
@@ -9,10 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
 import secrets as randomness
 import shutil
-import socket
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,8 +20,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from deploy.local import ClusterError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
-
     from deploy.local.servers import Account
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -32,27 +28,6 @@ HOST = "127.0.0.1"
 
 # sun_path holds 108 bytes on Linux and 104 on macOS, and supervisord first binds a name with its process id appended.
 LONGEST_SOCKET_PATH = 92
-
-# Ports are searched below 32768, where Linux (and macOS, from 49152) starts to hand out ports to outgoing connections.
-# A server's port in that range could be taken by a client while the server is restarting, and a client that retries
-# a dead port there can even connect to itself.
-FIRST_FREE_PORT, LAST_FREE_PORT = 20_000, 29_999
-
-# Tried first, so that addresses in notes and shells stay the same from day to day.
-USUAL_PORTS = {
-    "primary": 15432,
-    "replica": 15433,
-    "redis": 16379,
-    "api": 18001,
-    "payments": 18100,
-    "relay": 18201,
-    "worker": 18301,
-    "smtp": 18025,
-    "smtp-http": 18026,
-    "switchboard": 18400,
-}
-# A primary and at most eight replicas, and the numbers stay round.
-PORTS_OF_A_SHARD = 10
 
 
 class Name(NamedTuple):
@@ -262,46 +237,6 @@ class Secrets:
         made = cls(*(randomness.token_urlsafe(24) for _ in cls.__slots__))
         write_json(layout.secrets, {name: getattr(made, name) for name in cls.__slots__})
         return made
-
-
-def choose_ports(layout: Layout, names: Iterable[str], *, usual: bool) -> dict[str, int]:
-    """Give each of `names` (`primary`, `api-2`, …) a free port: the last start's, the usual one, or any.
-
-    `usual=False` skips the usual ones, so that clusters of tests stay out of the way of a person's.
-    """
-    last = read_json(layout.ports) if layout.ports.exists() else {}
-    chosen: dict[str, int] = {}
-    for name in names:
-        part = Name.of(name)
-        candidates = [last[name]] if name in last else []
-        if usual:
-            candidates.append(USUAL_PORTS[part.kind] + PORTS_OF_A_SHARD * part.shard + part.number - 1)
-        while candidates and (candidates[0] in chosen.values() or not port_is_free(candidates[0])):
-            candidates = candidates[1:]
-        chosen[name] = candidates[0] if candidates else free_port(chosen.values())
-    write_json(layout.ports, last | chosen)
-    return chosen
-
-
-def free_port(besides: Collection[int] = ()) -> int:
-    """Return a port that nobody listens on, nor gets from the kernel for a connection of theirs meanwhile."""
-    while True:
-        port = random.randint(FIRST_FREE_PORT, LAST_FREE_PORT)
-        if port not in besides and port_is_free(port):
-            return port
-
-
-def port_is_free(port: int) -> bool:
-    """Whether a server could listen on `port` of 127.0.0.1 now."""
-    with socket.socket() as probe:
-        # A port whose last connections are only waiting out their time is free for a server.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-            probe.listen(1)
-        except OSError:
-            return False
-    return True
 
 
 def give(path: Path, account: Account | None) -> None:

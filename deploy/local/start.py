@@ -20,8 +20,9 @@ import psutil
 
 from deploy.local import ClusterError, leftovers, readiness
 from deploy.local.control import Control
-from deploy.local.layout import CHECKOUT, Layout, Name, Secrets, choose_ports, port_is_free, write_json
+from deploy.local.layout import CHECKOUT, Layout, Name, Secrets, write_json
 from deploy.local.mariadb import MariaDb
+from deploy.local.ports import Claims, choose_ports, port_is_free
 from deploy.local.postgres import Postgres, data_folders
 from deploy.local.programs import OURS, Plan, Sizes, kind_of, port_names, processes
 from deploy.local.servers import Binaries, Tools
@@ -87,6 +88,7 @@ class Start:
         self.progress = progress
         self.tools = tools
         self.control = Control(layout)
+        self.claims = Claims()
         self.names = wish.sizes.names()
         self.supervisor: subprocess.Popen[bytes] | None = None
 
@@ -96,7 +98,7 @@ class Start:
         self.layout.create(account)
         leftovers.end_all(self.layout, data_folders(self.layout), self.progress.say)
         self.secrets = Secrets.load(self.layout)
-        ports = choose_ports(self.layout, port_names(self.names), usual=self.wish.port is not None)
+        ports = choose_ports(self.layout, port_names(self.names), self.claims, usual=self.wish.port is not None)
         if "nginx" in self.names:
             ports["nginx"] = self._nginx_port()
         binaries = Binaries.find(self.layout, account, self.wish.environment)
@@ -120,7 +122,8 @@ class Start:
 
     def run(self, lock: int) -> subprocess.Popen[bytes]:
         """Start everything and return when all of it is ready."""
-        self.supervisor = self.control.launch(lock, self.tools)
+        self.supervisor = self.control.launch([lock, *self.claims.descriptors], self.tools)
+        self.claims.release()
         servers = [self._bring_up(name) for name in self._of("redis", "payments", "smtp")]
         self._together(self._databases, *servers)
         if self._of(*OURS) and self.wish.seed and not self.layout.seeded.exists():
@@ -134,6 +137,7 @@ class Start:
     def call_off(self) -> None:
         """Stop whatever was started."""
         self.tools.cancelled.set()
+        self.claims.release()
         if self.supervisor:
             self.supervisor.send_signal(signals.SIGTERM)
             self.supervisor.wait()
@@ -227,7 +231,7 @@ class Start:
     def _nginx_port(self) -> int:
         wanted = self.wish.port
         if wanted is None:
-            return choose_ports(self.layout, ["nginx"], usual=False)["nginx"]
+            return choose_ports(self.layout, ["nginx"], self.claims, usual=False)["nginx"]
         if not port_is_free(wanted):
             raise ClusterError(
                 f"Port {wanted} is in use{_user_of(wanted)}. "

@@ -19,6 +19,7 @@ import pytest
 from deploy.local import ClusterError
 from deploy.local.cluster import Cluster
 from deploy.local.layout import remove_tree
+from deploy.local.ports import Claims, port_is_free
 from deploy.local.programs import Sizes
 
 
@@ -85,6 +86,19 @@ def test_a_stopped_process_stays_down_until_it_is_started(servers: Cluster) -> N
     servers.start("redis")
     assert servers.status()["redis"] == "ready"
     assert servers.process("redis").restarts == before
+
+
+@pytest.mark.sabotage("deploy/local/start.py", "[lock, *self.claims.descriptors]", "[lock]")
+def test_the_port_of_a_process_that_is_down_is_given_to_nobody_else(servers: Cluster) -> None:
+    port = urlsplit(address(servers, "redis")).port or 0
+    servers.stop("redis")
+    claims = Claims()
+    try:
+        assert port_is_free(port)
+        assert not claims.take(port)
+    finally:
+        claims.release()
+        servers.start("redis")
 
 
 def test_a_process_that_has_just_died_can_be_stopped(servers: Cluster) -> None:

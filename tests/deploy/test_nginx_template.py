@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from deploy.k8s.manifests import named
 from deploy.local import nginx
-from deploy.local.layout import free_port
+from deploy.local.ports import free_port
 
 CHECKOUT = Path(__file__).parents[2]
 TLS = CHECKOUT / "deploy" / "nginx" / "tls.conf"
@@ -122,9 +122,7 @@ def instance() -> Iterator[int]:
 def with_tls(tmp_path: Path, instance: int) -> Iterator[tuple[int, int]]:
     """NGINX with TLS as in deploy/nginx/tls.conf; its ports with TLS and without."""
     certify(tmp_path / "tls")
-    secure = free_port()
-    plain = free_port([secure])
-    inner = free_port([secure, plain])
+    secure, plain, inner = free_port(), free_port(), free_port()
     tls = (TLS.read_text().replace("/etc/nginx/tls/", f"{tmp_path}/tls/")
            .replace("8443", f"127.0.0.1:{secure}").replace("listen 8081", f"listen 127.0.0.1:{plain}")
            .replace("8081", str(plain)))  # fmt: skip

@@ -23,7 +23,7 @@ from app.domain.reports.tables import bought_together as rows
 from app.scaling.database import Database
 from app.scaling.dialect import Rows
 from deploy.local.cluster import Cluster
-from deploy.local.layout import free_port
+from deploy.local.ports import free_port
 
 pytest_plugins = ("quiet",)
 pytestmark = pytest.mark.postgresql("PgBouncer is about it, and the server's settings are its own")

@@ -1,8 +1,7 @@
 """The same service on a Redis Cluster, behind sentinels, and with a cache apart, by setting alone: real servers."""
 
 import asyncio
-import os
-import socket
+import random
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -28,6 +27,7 @@ from app.scaling.cache import PROFILE
 from app.scaling.ratelimit import Policy
 from app.scaling.redis_link import RedisDown
 from app.wiring import Resources, open_resources
+from deploy.local.ports import FIRST_FREE_PORT, Claims
 
 pytest_plugins = ("quiet",)
 
@@ -35,6 +35,7 @@ PASSWORD = "a long enough pass phrase"
 SECRET = "only-for-this-test"
 SLOTS = 16384
 MASTER = "shop"
+CLAIMS = Claims()  # as long as this process lives
 
 
 @dataclass
@@ -50,15 +51,11 @@ class Server:
 
 
 def free_port() -> int:
-    """Find a port that is free, and so is the one 10,000 above it, where a node of a cluster hears the others."""
-    first = 12000 + os.getpid() % 10000  # below what the kernel gives away, and elsewhere for another run of the tests
-    for port in (*range(first, 22000), *range(12000, first)):
-        try:
-            with socket.create_server(("127.0.0.1", port)), socket.create_server(("127.0.0.1", port + 10000)):
-                return port
-        except OSError:
-            continue
-    pytest.fail("no port between 12000 and 22000 is free together with the one 10,000 above it")
+    """Find a port that is nobody's, and so is the one 10,000 above it, where a node of a cluster hears the others."""
+    # Both below what the kernel gives away, and the first below what others are given.
+    while not (CLAIMS.take(port := random.randint(12_000, FIRST_FREE_PORT - 1)) and CLAIMS.take(port + 10_000)):
+        pass
+    return port
 
 
 @asynccontextmanager

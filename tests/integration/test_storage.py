@@ -24,7 +24,7 @@ from app.domain.profiles.avatars import Avatars, Expected, draw
 from app.domain.profiles.rules import NewProfile, Profile
 from app.scaling.storage import PUBLIC_CACHING, Storage
 from deploy.local.cluster import Cluster
-from deploy.local.layout import free_port
+from deploy.local.ports import free_port
 
 SECRET = b"x" * 32
 PUBLIC = "http://shop.example"

@@ -1,6 +1,5 @@
-"""The run folder of the local cluster: private files, ports that nobody else takes, sockets that fit."""
+"""The run folder of the local cluster: private files, passwords that stay, sockets that fit."""
 
-import socket
 import stat
 from pathlib import Path
 
@@ -8,13 +7,9 @@ import pytest
 
 from deploy.local import ClusterError
 from deploy.local.layout import (
-    FIRST_FREE_PORT,
-    LAST_FREE_PORT,
     LONGEST_SOCKET_PATH,
     Layout,
     Secrets,
-    choose_ports,
-    port_is_free,
     read_json,
     write_json,
 )
@@ -54,22 +49,6 @@ def test_a_lost_password_file_is_named_instead_of_locking_the_data_out(layout: L
     (layout.data / "primary").mkdir()
     with pytest.raises(ClusterError, match=r"secrets\.json is gone"):
         Secrets.load(layout)
-
-
-def test_ports_lie_where_no_outgoing_connection_takes_them(layout: Layout) -> None:
-    ports = choose_ports(layout, ["primary", "replica-1", "redis"], usual=False)
-    assert len(set(ports.values())) == 3
-    assert all(FIRST_FREE_PORT <= port <= LAST_FREE_PORT for port in ports.values())
-
-
-def test_a_port_is_kept_while_it_is_free_and_given_up_when_it_is_not(layout: Layout) -> None:
-    first = choose_ports(layout, ["redis"], usual=False)["redis"]
-    assert choose_ports(layout, ["redis"], usual=False)["redis"] == first
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", first))
-        other.listen(1)
-        assert not port_is_free(first)
-        assert choose_ports(layout, ["redis"], usual=False)["redis"] != first
 
 
 def test_the_socket_fits_however_long_the_path_is(tmp_path: Path) -> None:
