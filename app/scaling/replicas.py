@@ -134,7 +134,7 @@ class ReplicaSet:
         size, name = self._settings.connections, self.name_of(node)
         used = {"read": min(node.in_flight, size)}
         if node is self.primary:
-            used["write"] = node.writing
+            used["write"] = node.writes.in_use
         for pool, connections in used.items():
             POOL_SIZE.labels(self._shard, name, pool).set(size)
             POOL_IN_USE.labels(self._shard, name, pool).set(connections)

@@ -17,7 +17,7 @@ class Turns:
     """
 
     def __init__(self, places: int, patience: float) -> None:
-        self._free = places
+        self._places = self._free = places
         self._patience = patience
         self._line: deque[tuple[float, asyncio.Future[None]]] = deque()
         self._watch: asyncio.TimerHandle | None = None
@@ -26,6 +26,11 @@ class Turns:
     def full(self) -> bool:
         """Whether the next one has to wait."""
         return not self._free
+
+    @property
+    def taken(self) -> int:
+        """How many places are taken."""
+        return self._places - self._free
 
     async def take(self) -> None:
         """Take a place; `give` gives it back.

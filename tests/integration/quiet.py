@@ -139,11 +139,15 @@ class Servers:
     async def frozen(self, node: str) -> AsyncIterator[None]:
         """Let a server hang inside the block: its connections stay open and nothing answers on them."""
         process = psutil.Process(self.cluster.process(node).pid)
-        family = [process, *process.children(recursive=True)]
-        for member in family:
-            member.suspend()
-            await until(_is_suspended, member)
+        family = [process]
         try:
+            process.suspend()
+            await until(_is_suspended, process)
+            # From now on none is added, and none that ends is taken away.
+            for member in process.children(recursive=True):
+                family.append(member)
+                member.suspend()
+                await until(_is_suspended, member)
             yield
         finally:
             for member in family:
@@ -179,8 +183,8 @@ def stranger() -> context.Work:
 
 
 async def _is_suspended(process: psutil.Process) -> bool:
-    """Whether it stands still: until then a server of many threads may answer once more."""
-    return bool(process.status() == psutil.STATUS_STOPPED)
+    """Whether it stands still, or has ended: until then a server of many threads may answer once more."""
+    return process.status() in {psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE}
 
 
 async def _settled(resources: Resources) -> None:

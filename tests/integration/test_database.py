@@ -147,9 +147,7 @@ async def test_a_connection_lost_before_the_commit_is_unavailable_and_leaves_not
     assert not await exists(servers, identifier)
 
 
-@pytest.mark.sabotage(
-    path="app/scaling/database/writer.py", take_out="            if node.answers:", put="            if False:"
-)
+@pytest.mark.sabotage(path="app/scaling/database/writer.py", take_out="    if node.answers:", put="    if False:")
 async def test_when_all_connections_are_in_use_a_write_says_so_instead_of_waiting_for_ever(narrow: Database) -> None:
     async with AsyncExitStack() as held:
         for _ in range(2):
@@ -162,9 +160,7 @@ async def test_when_all_connections_are_in_use_a_write_says_so_instead_of_waitin
 
 
 @pytest.mark.sabotage(
-    path="app/scaling/node.py",
-    take_out="Turns(settings.connections, settings.pool_timeout)",
-    put="Turns(1000, settings.pool_timeout)",
+    path="app/scaling/connections.py", take_out="Turns(places, patience)", put="Turns(1000, patience)"
 )
 async def test_a_read_that_waits_for_a_connection_is_not_passed_by_for_ever(narrow: Database) -> None:
     """Who gives one back and at once asks for one would take it before the one that waits has woken up."""
@@ -189,7 +185,8 @@ async def test_a_read_that_waits_for_a_connection_is_not_passed_by_for_ever(narr
 
 async def _fill(node: Node) -> list[Any]:
     """Open every connection of a node's pool for reads."""
-    opened = [await node.engine.connect() for _ in range(node.engine.pool.size())]  # type: ignore[attr-defined]
+    engine = node.reads.engine
+    opened = [await engine.connect() for _ in range(engine.pool.size())]  # type: ignore[attr-defined]
     for connection in opened:
         await connection.close()
     return opened

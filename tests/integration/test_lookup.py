@@ -61,15 +61,15 @@ async def test_a_lookup_takes_values_by_name_in_any_order_and_reads_every_type(q
 
 def test_a_value_that_is_fixed_in_the_statement_is_refused_when_it_is_first_asked(quiet: Resources) -> None:
     fixed = Lookup(select(products).where(products.c.sku == "LAMP"))
-    engine = quiet.database.shards[0].replicas.primary.engine
+    engine = quiet.database.shards[0].replicas.primary.reads.engine
     with pytest.raises(ValueError, match="LAMP"):
         fixed.compiled(engine.dialect)
 
 
 @pytest.mark.sabotage(
-    path="app/scaling/node.py",
-    take_out="                self.idle.pop().close()\n            #",
-    put="                pass\n            #",
+    path="app/scaling/connections.py",
+    take_out="        if self._kept:\n            self._kept",
+    put="        if False:\n            self._kept",
 )
 @pytest.mark.parametrize("ask", ["find", "first"])
 async def test_who_goes_away_in_the_middle_of_an_answer_leaves_nothing_of_it_behind(quiet: Resources, ask: str) -> None:
@@ -98,7 +98,9 @@ async def test_who_goes_away_in_the_middle_of_an_answer_leaves_nothing_of_it_beh
 
 
 @pytest.mark.sabotage(
-    path="app/scaling/node.py", take_out="if not dialect.is_cut(connection.driver_connection):", put="if connection:"
+    path="app/scaling/connections.py",
+    take_out="if not dialect.is_cut(connection.driver_connection):",
+    put="if connection:",
 )
 async def test_a_lookup_meets_no_connection_that_its_server_has_closed(quiet: Resources, servers: Servers) -> None:
     profile = await new_profile(quiet)
@@ -107,7 +109,7 @@ async def test_a_lookup_meets_no_connection_that_its_server_has_closed(quiet: Re
         (row,) = await primary.all(text(WORDS.own_id))
 
         async def is_cut() -> bool:
-            return dialect.is_cut(primary.idle[0].driver_connection)
+            return dialect.is_cut(primary.reads._kept[0].driver_connection)
 
         assert await primary.find(PROFILE, {"profile_id": profile.id})
         await servers.sql("primary", WORDS.end, row.id)

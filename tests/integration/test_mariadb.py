@@ -160,7 +160,7 @@ async def hasty(quiet: Resources) -> AsyncIterator[Database]:
 async def test_a_statement_without_an_answer_in_time_costs_its_connection_and_nobody_gets_its_answer_later(
     hasty: Database,
 ) -> None:
-    for _ in range(2 * hasty.shards[0].replicas.primary.engine.pool.size()):  # type: ignore[attr-defined]
+    for _ in range(2 * hasty.shards[0].replicas.primary.reads.engine.pool.size()):  # type: ignore[attr-defined]
         with pytest.raises((TimedOut, Unavailable)):
             await hasty.reader(newest=True).first(text("SELECT SLEEP(0.6), 1 AS late"))
     row = await hasty.reader(newest=True).first(text("SELECT 2 AS now"))

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack
 from uuid import uuid4
 
 import pytest
@@ -51,7 +51,7 @@ def used(database: Database) -> float:
     return told("database_pool_in_use", shard="0", node="primary", pool="write")
 
 
-@pytest.mark.sabotage("app/scaling/replicas.py", 'used["write"] = node.writing', 'used["write"] = 0')
+@pytest.mark.sabotage("app/scaling/replicas.py", 'used["write"] = node.writes.in_use', 'used["write"] = 0')
 @pytest.mark.sabotage("app/scaling/database/writer.py", 'timeouts_of(shard.number, "primary", "write").inc()', "pass")
 async def test_a_full_pool_is_told_with_who_waited_and_who_got_nothing(narrow: Database) -> None:
     waited, refused = turned_away("write")
@@ -68,14 +68,13 @@ async def test_a_full_pool_is_told_with_who_waited_and_who_got_nothing(narrow: D
     assert used(narrow) == 0
 
 
-@pytest.mark.sabotage("app/scaling/database/reader.py", "if node.turns.full:", "if False:")
+@pytest.mark.sabotage("app/scaling/database/reader.py", "if node.reads.full:", "if False:")
 async def test_a_read_that_finds_no_connection_is_counted(narrow: Database) -> None:
     waited, refused = turned_away("read")
-    turns = narrow.shards[0].replicas.primary.turns
-    with ExitStack() as held:
+    reads = narrow.shards[0].replicas.primary.reads
+    async with AsyncExitStack() as held:
         for _ in range(2):
-            await turns.take()
-            held.callback(turns.give)
+            await held.enter_async_context(reads.connect())
         with pytest.raises(Unavailable):
             await narrow.readers()[0].all(text("SELECT 1"))
     assert turned_away("read") == (waited + 1, refused + 1)

@@ -72,9 +72,9 @@ class Database:
         pools = [
             pool
             for shard in self.shards
-            for pool in (shard.replicas.primary.writes, *(node.engine for node in shard.replicas.nodes))
+            for pool in (shard.replicas.primary.writes, *(node.reads for node in shard.replicas.nodes))
         ]
-        await asyncio.gather(*(_fill(pool, self._settings.connections) for pool in pools))
+        await asyncio.gather(*(_fill(pool.engine, self._settings.connections) for pool in pools))
 
     async def stop(self) -> None:
         """Close every pool."""

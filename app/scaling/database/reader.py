@@ -105,7 +105,7 @@ class Reader:
     async def _send(self, shard: Shard, node: Node, ask: _Ask) -> Sequence[Any]:
         name = shard.replicas.name_of(node)
         node.in_flight += 1
-        if node.turns.full:
+        if node.reads.full:
             waits_of(shard.number, name, "read").inc()
         outcome = "error"
         try:

@@ -5,10 +5,10 @@ commit whose position nobody could tell any more is still a commit.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from time import monotonic
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 from sqlalchemy import Column, ColumnElement, Executable, Row, insert
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -26,8 +26,6 @@ from app.scaling.live_map import LiveMap
 from app.scaling.node import Node
 from app.scaling.positions import MARK_SECONDS
 from app.scaling.sharding import ShardMap
-
-_Connection = TypeVar("_Connection")
 
 
 class Writer:
@@ -101,7 +99,7 @@ class Insertion:
         self.text = text
         self.values = values
         # As a writer's: the commit begins with the statement.
-        self.position = NEWEST
+        self.position = 0
 
 
 class Transactions:
@@ -119,18 +117,22 @@ class Transactions:
     @asynccontextmanager
     async def open(self, shard: Shard, places: ShardMap) -> AsyncIterator[Writer]:
         """Open a transaction on a shard that `places` has led to, and commit it at the end; see `Database.writer`."""
-        node, since = shard.replicas.primary, monotonic()
-        async with AsyncExitStack() as stack:
-            try:
-                connection = await self._connect(shard, node, stack)
+        node, since = self._primary(shard), monotonic()
+        try:
+            async with node.writes.connect() as connection, AsyncExitStack() as stack:
+                driver_connection = (await connection.get_raw_connection()).driver_connection
+                node.in_use.add(driver_connection)
+                stack.callback(node.in_use.discard, driver_connection)
                 writer = Writer(connection, shard.number, places)
                 async with connection.begin():
                     yield writer
                     writer.position = NEWEST
                 writer.committed()
-                writer.position = await self._position((await connection.get_raw_connection()).driver_connection)
-            except dialect.ERRORS as error:
-                self._refuse(error, alive=node.answered_at > since)
+                writer.position = await self._position(driver_connection)
+        except PoolTimeout as error:
+            _none_free(shard, node, error)
+        except dialect.ERRORS as error:
+            await self._refuse(node, error, since)
         _tell(shard, writer.position)
 
     async def insert(self, insertion: Insertion) -> bool:
@@ -139,68 +141,53 @@ class Transactions:
         The engine commits a statement that stands alone by itself.
         """
         shard = insertion.shard
-        node, since = shard.replicas.primary, monotonic()
+        node, since = self._primary(shard), monotonic()
         try:
-            async with self._driver(shard, node) as driver_connection:
-                with context.current().timed("db", "primary"):
-                    ((inserted,),) = await dialect.fetch(driver_connection, insertion.text, insertion.values)
-                statements_of(shard.number, "primary", "ok").inc()
-                insertion.position = await self._position(driver_connection)
+            connection = await node.writes.take()
+        except PoolTimeout as error:
+            _none_free(shard, node, error)
         except dialect.ERRORS as error:
-            if dialect.trouble(error) not in {Trouble.LOST, Trouble.SLOW}:
-                insertion.position = 0  # the server has said that nothing is committed
-            self._refuse(error, alive=node.answered_at > since)
-        _tell(shard, insertion.position)
-        return bool(inserted)
-
-    @asynccontextmanager
-    async def _driver(self, shard: Shard, node: Node) -> AsyncIterator[Any]:
-        """Take a connection of the driver's own for the block; one that is not known to be as before is replaced."""
-        connection = await self._in_time(shard, node, node.writes.raw_connection())
+            await self._refuse(node, error, since)
         driver_connection = connection.driver_connection
         node.in_use.add(driver_connection)
         try:
-            yield driver_connection
+            insertion.position = NEWEST
+            with context.current().timed("db", "primary"):
+                ((inserted,),) = await dialect.fetch(driver_connection, insertion.text, insertion.values)
+            statements_of(shard.number, "primary", "ok").inc()
+            insertion.position = await self._position(driver_connection)
         except dialect.ERRORS as error:
             trouble = dialect.trouble(error)
+            if trouble not in {Trouble.LOST, Trouble.SLOW}:
+                insertion.position = 0  # the server has said that nothing is committed
             if trouble not in {None, Trouble.BUSY}:
                 connection.invalidate()
-            if trouble is Trouble.READ_ONLY:
-                await node.writes.dispose()  # those in the pool lead to the same server
-            raise
+            await self._refuse(node, error, since)
         except asyncio.CancelledError:
             connection.invalidate()  # the answer is still to come, and would be taken for the next one's
             raise
         finally:
             node.in_use.discard(driver_connection)
-            connection.close()
+            node.writes.give(connection)
+        _tell(shard, insertion.position)
+        return bool(inserted)
 
-    def _refuse(self, error: Exception, *, alive: bool) -> NoReturn:
+    @staticmethod
+    def _primary(shard: Shard) -> Node:
+        """Return the node that takes the writes of a shard, and count who will wait for it."""
+        node = shard.replicas.primary
+        if node.writes.full:
+            waits_of(shard.number, "primary", "write").inc()
+        return node
+
+    async def _refuse(self, node: Node, error: Exception, since: float) -> NoReturn:
+        """Raise what the caller of a transaction that began at `since` (`time.monotonic`) is told."""
+        if dialect.trouble(error) is Trouble.READ_ONLY:
+            await node.writes.replace()  # they all lead to the same server
         if dialect.is_fenced(error):
             self._map.doubt()
             raise Unavailable("This data is being moved; try again.", code="shard_moving") from error
-        refuse(error, alive=alive)
-
-    async def _connect(self, shard: Shard, node: Node, stack: AsyncExitStack) -> AsyncConnection:
-        """Take a connection for a transaction until `stack` ends."""
-        connection = await self._in_time(shard, node, stack.enter_async_context(node.writes.connect()))
-        driver_connection = (await connection.get_raw_connection()).driver_connection
-        node.in_use.add(driver_connection)
-        stack.callback(node.in_use.discard, driver_connection)
-        return connection
-
-    async def _in_time(self, shard: Shard, node: Node, connecting: Awaitable[_Connection]) -> _Connection:
-        """Return a connection; waiting for one and opening it count together."""
-        if node.writing >= self._settings.connections:
-            waits_of(shard.number, "primary", "write").inc()
-        try:
-            async with asyncio.timeout(self._settings.pool_timeout):
-                return await connecting
-        except (PoolTimeout, TimeoutError) as error:
-            if node.answers:
-                timeouts_of(shard.number, "primary", "write").inc()
-                raise all_in_use() from error
-            raise ConnectionError("the primary does not answer") from error
+        refuse(error, alive=node.answered_at > since)
 
     async def _position(self, driver_connection: Any) -> int:
         """Return the position of what has just been committed.
@@ -214,6 +201,15 @@ class Transactions:
             if dialect.trouble(error) is None:
                 raise
             return unknown_position(MARK_SECONDS + self._settings.replica_max_lag)
+
+
+def _none_free(shard: Shard, node: Node, error: PoolTimeout) -> NoReturn:
+    if node.answers:
+        timeouts_of(shard.number, "primary", "write").inc()
+        raise all_in_use() from error
+    gone = ConnectionError("the primary does not answer")
+    gone.__cause__ = error
+    refuse(gone, alive=False)
 
 
 def _tell(shard: Shard, position: int) -> None:
