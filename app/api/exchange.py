@@ -5,7 +5,7 @@ whatever answers in the end, a route or an error, so nobody has to wrap anybody 
 """
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import cast
@@ -20,6 +20,7 @@ from app.core.context import Work
 from app.core.errors import TimedOut
 from app.core.settings import ServiceSettings
 from app.domain.sessions.rules import Session
+from app.scaling.deadlines import Block
 from app.scaling.ratelimit import Verdict
 from app.wiring import Resources
 
@@ -38,7 +39,7 @@ class Exchange:
         session: the caller's, or None for a stranger.
         verdict: what the rate limit said, for the headers of the answer.
         cookie: the value of `Set-Cookie`, if the answer sets or clears the session's.
-        timeout: ends the request; a route may ask for longer, see `last`.
+        block: ends the request at its deadline; a route may ask for longer, see `last`.
         streamed: whether the answer goes on for as long as somebody listens, so that its duration says nothing.
     """
 
@@ -47,14 +48,15 @@ class Exchange:
     session: Session | None = None
     verdict: Verdict | None = None
     cookie: str | None = None
-    timeout: asyncio.Timeout = field(default_factory=lambda: asyncio.timeout(None))
+    block: Block | None = None
     streamed: bool = False
 
     def last(self, seconds: float) -> None:
         """Let the answer go on for so many seconds from now, instead of until the request's deadline."""
         self.streamed = True
         self.work.deadline = None
-        self.timeout.reschedule(asyncio.get_running_loop().time() + seconds)
+        if self.block is not None:
+            self.block.postpone(asyncio.get_running_loop().time() + seconds)
 
 
 def begin(scope: Scope, exchange: Exchange) -> None:

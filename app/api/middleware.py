@@ -43,6 +43,7 @@ from app.core.telemetry import logger, request_finished
 from app.domain.profiles.avatars import LARGEST
 from app.domain.sessions.admission import Admission
 from app.domain.sessions.rules import Session
+from app.scaling.deadlines import Deadlines
 from app.scaling.gate import Gate
 from app.scaling.storage import LINK_PATH
 from app.wiring import Resources
@@ -237,18 +238,19 @@ class Deadline:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._deadlines = Deadlines()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on until its deadline."""
-        if scope["type"] != "http":
+        exchange = exchange_of(scope) if scope["type"] == "http" else None
+        if exchange is None or exchange.work.deadline is None:
             await self._app(scope, receive, send)
             return
         try:
-            exchange = exchange_of(scope)
-            async with asyncio.timeout_at(exchange.work.deadline) as exchange.timeout:
+            with self._deadlines.until(exchange.work.deadline) as exchange.block:
                 await self._app(scope, receive, send)
         except TimeoutError as error:
-            if not exchange.timeout.expired():
+            if exchange.block is None or not exchange.block.expired:
                 raise
             raise out_of_time() from error
 

@@ -43,7 +43,32 @@ async def test_what_ends_in_time_is_left_alone_and_the_next_one_is_looked_after(
     assert not task.cancelling()
 
 
-@pytest.mark.sabotage("app/scaling/deadlines.py", "self._expired and self._task.uncancel() <= self._cancelling and", "")
+@pytest.mark.sabotage("app/scaling/deadlines.py", "if block.moment < self._latest:", "if False:")
+async def test_one_that_ends_before_others_that_began_sooner_ends_at_its_own_moment() -> None:
+    deadlines = Deadlines()
+    async with asyncio.timeout(10):
+        with deadlines.until(_in(3600)), pytest.raises(TimeoutError), deadlines.until(_in(0.01)):
+            await asyncio.Event().wait()
+
+
+@pytest.mark.sabotage(
+    "app/scaling/deadlines.py", "        self.moment = moment\n        self.watch", "        self.watch"
+)
+async def test_one_that_is_given_more_time_ends_then_and_not_before() -> None:
+    deadlines, later = Deadlines(), _in(0.05)
+
+    async def wait() -> None:
+        with deadlines.until(_in(0.01)) as block:
+            block.postpone(later)
+            await asyncio.Event().wait()
+
+    async with asyncio.timeout(10):
+        with pytest.raises(TimeoutError):
+            await wait()
+    assert _in(0) >= later
+
+
+@pytest.mark.sabotage("app/scaling/deadlines.py", "self.expired and self._task.uncancel() <= self._cancelling and", "")
 async def test_who_is_cancelled_by_somebody_else_is_told_that_and_not_that_it_took_too_long() -> None:
     deadlines, inside = Deadlines(), asyncio.Event()
 
