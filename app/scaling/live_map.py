@@ -92,6 +92,8 @@ class LiveMap:
 
     async def for_writing(self, logical: int) -> ShardMap:
         """Return the same for a write, once writes for the logical shard are not held back."""
+        if self._alone:
+            return self.latest
         found = await self.now(logical)
         give_up = monotonic() + LONGEST_HOLD
         while found.holds_back(logical) and monotonic() < give_up:

@@ -28,6 +28,10 @@ POSITIONS_TTL = 330  # seconds
 # largest lag, after which no replica that still lacks the commit takes reads.
 MARK_SECONDS = 20.0
 
+_MARK = """
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+return redis.call('EXPIRE', KEYS[1], ARGV[3])
+"""
 # A new position never replaces a newer one: two transactions of one profile may end in any order.
 _SETTLE = """
 if tonumber(ARGV[2]) > tonumber(redis.call('HGET', KEYS[1], ARGV[1]) or '0') then
@@ -59,6 +63,7 @@ class Positions:
     def __init__(self, pipe: Pipe, settings: DatabaseSettings) -> None:
         self._pipe = pipe
         self._mark_seconds = MARK_SECONDS + settings.replica_max_lag
+        self._mark = pipe.script(_MARK)
         self._settle = pipe.script(_SETTLE)
 
     def heed(self, answer: Sequence[bytes]) -> None:
@@ -76,13 +81,8 @@ class Positions:
         """Note that a transaction for the profile begins on the shard."""
         mark = Mark(profile_id, shard, f"{shard}:{secrets.token_hex(4)}")
         until = int((time() + self._mark_seconds) * 1000)
-        name = name_of(profile_id)
         with suppress(RedisDown):
-            # Both are sent together, and answered in order.
-            noted = self._pipe.ask(name, "HSET", name, mark.field, until)
-            kept = self._pipe.ask(name, "EXPIRE", name, POSITIONS_TTL)
-            await noted
-            await kept
+            await self._pipe.run(self._mark, [name_of(profile_id)], [mark.field, until, POSITIONS_TTL])
         return mark
 
     async def settle(self, mark: Mark, position: int) -> None:
