@@ -22,6 +22,7 @@ from app.domain.orders.mail import Kind
 from app.domain.orders.rules import FINAL, NewItem, NewOrder, Order, Step
 from app.domain.orders.service import PLACE
 from app.domain.orders.tables import invoices
+from app.domain.payments.attempts import payment_attempts
 from app.domain.payments.reconciliation import reconcile
 from app.domain.profiles.rules import Profile
 from app.scaling.idempotency import Claim
@@ -96,7 +97,10 @@ async def has_begun(shop: Shop) -> bool:
 
 
 async def told(shop: Shop, order: Order) -> str:
-    """Return everything that is known of an order: its history, its messages with their receipts, money, mails."""
+    """Return everything that is known of an order: its history, its messages with their receipts, money, mails.
+
+    The money stands there twice, charges and refunds alike: as we have recorded it and as the provider has.
+    """
     async with shop.apart.resources.database.writer() as writer:
         messages = await writer.all(select(outbox).where(outbox.c.subject_id == order.id).order_by(outbox.c.id))
         left = await writer.all(
@@ -104,6 +108,7 @@ async def told(shop: Shop, order: Order) -> str:
             .where(receipts.c.message_id.in_([each.id for each in messages]))
             .order_by(receipts.c.done_at)
         )
+        payments = await writer.all(select(payment_attempts).where(payment_attempts.c.order_id == order.id))
     ids = {message.id for message in messages}
     letters = [letter for letter in await shop.apart.dead_letters() if letter.message_id in ids]
     facts = {
@@ -111,6 +116,7 @@ async def told(shop: Shop, order: Order) -> str:
         "messages": messages,
         "receipts": left,
         "dead letters": letters,
+        "payments": payments,
         "ledger": await shop.ledger(order),
         "mails": await shop.mails(order),
     }

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from apart import apart_from
-from books import Processes, check_books, check_orders, made, open_messages, place, unsettled
+from books import Processes, check_books, check_orders, made, open_messages, place, told, unsettled
 from conftest import PATIENCE, until
 from crashing import EFFECTS, POINTS
 from sagas import Shop
@@ -104,11 +104,24 @@ async def test_a_check_that_fails_tells_the_whole_history_of_the_order(shop: Sho
         "processing",
         "order.placed",
         "receipts: none",
+        "payments: none",
         "ledger: none",
         "mails: none",
         str(order.id),
     ):
         assert fact in str(failure.value)
+
+
+@pytest.mark.sabotage("tests/failure/books.py", '        "payments": payments,\n', "")
+@pytest.mark.sabotage("tests/failure/books.py", '        "ledger": await shop.ledger(order),\n', "")
+async def test_what_is_told_of_an_order_shows_its_refund_here_and_at_the_provider(shop: Shop) -> None:
+    order = await shop.order(1)
+    await shop.drain()
+    await shop.apart.resources.orders.cancel(order.profile_id, order.id)
+    await shop.drain()
+    facts = dict(line.split(": ", 1) for line in (await told(shop, order)).splitlines())
+    assert "'refunded'" in facts["payments"]
+    assert f"'refunded': {order.amount}" in facts["ledger"]
 
 
 def deaths_in(folder: Path) -> Counter[str]:
