@@ -127,7 +127,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                     await census.stop()
             resources.lifecycle.enter(Phase.STOPPED)
 
-    gate = Gate(chosen.service.requests_at_once, chosen.service.requests_waiting)
     metrics.count_waiting(lambda: gate.waiting)
     app = Service(
         chosen,
