@@ -87,20 +87,20 @@ def idempotency_key_of(scope: Scope) -> str:
     Raises:
         Invalid: `idempotency_key_missing` or `idempotency_key_invalid`.
     """
-    key = Headers(scope=scope).get("idempotency-key")
-    if key is None:
+    keys = Headers(scope=scope).getlist("idempotency-key")
+    if not keys:
         raise Invalid.field(
             "header/Idempotency-Key",
             "Send an Idempotency-Key, a fresh one for each order: then it is safe to send the request again.",
             code="idempotency_key_missing",
         )
-    if not _KEY.fullmatch(key):
+    if len(keys) > 1 or not _KEY.fullmatch(keys[0]):  # of two, nobody knows under which one a try was sent before
         raise Invalid.field(
             "header/Idempotency-Key",
-            "An Idempotency-Key has 1 to 255 visible ASCII characters.",
+            "Send one Idempotency-Key, of 1 to 255 visible ASCII characters.",
             code="idempotency_key_invalid",
         )
-    return key
+    return keys[0]
 
 
 async def _resources(request: Request) -> Resources:

@@ -109,7 +109,11 @@ QueryText = AfterValidator(_query_text)
 PageLimit = Annotated[int, Query(ge=1, le=LARGEST_LIMIT, description="Items on the page.")]
 PageCursor = Annotated[
     str | None,
-    Query(max_length=LONGEST, description="`next_cursor` of the page before; leave it out for the first page."),
+    # The length is told, not checked: a longer one is a bad cursor like any other, and whoever opens it says so.
+    Query(
+        description="`next_cursor` of the page before; leave it out for the first page.",
+        json_schema_extra={"maxLength": LONGEST},
+    ),
 ]
 
 

@@ -200,6 +200,14 @@ async def test_an_order_needs_a_sane_idempotency_key(new_customer: Make, key: st
     check_problem(answer, 400, code, "header/Idempotency-Key")
 
 
+async def test_an_order_under_two_idempotency_keys_is_refused(new_customer: Make) -> None:
+    customer = await new_customer()
+    keys = [("Idempotency-Key", uuid4().hex), ("Idempotency-Key", uuid4().hex)]
+    answer = await customer.client.post("/api/v1/orders", json=order(), headers=keys)
+    check_problem(answer, 400, "idempotency_key_invalid", "header/Idempotency-Key")
+    assert (await customer.client.get("/api/v1/orders")).json()["items"] == []
+
+
 @pytest.mark.parametrize(
     ("content", "status", "code"),
     [
@@ -262,7 +270,7 @@ async def test_a_body_of_another_type_is_refused(
         ("/api/v1/products?limit=", 422, "invalid", "query/limit"),
         ("/api/v1/products?cursor=abc", 400, "invalid_cursor", "query/cursor"),
         ("/api/v1/products?cursor=%00", 400, "invalid_cursor", "query/cursor"),
-        ("/api/v1/products?cursor=" + "A" * 2000, 422, "invalid", "query/cursor"),
+        ("/api/v1/products?cursor=" + "A" * 2000, 400, "invalid_cursor", "query/cursor"),
         ("/api/v1/products/search", 422, "invalid", "query/q"),
         ("/api/v1/products/search?q=", 422, "invalid", "query/q"),
         ("/api/v1/products/search?q=%00", 422, "invalid", "query/q"),
