@@ -151,6 +151,9 @@ class ServiceSettings(_Group):
         return self.secret_key.get_secret_value().encode()
 
 
+_NO_DATABASE = "DATABASE_URL: is missing (postgresql://user:password@host:5432/name or mariadb://…)"
+
+
 class DatabaseSettings(_Group):
     """Where the shards are and how long anything on them may take. Times are seconds."""
 
@@ -180,13 +183,18 @@ class DatabaseSettings(_Group):
         """The size of a pool: PostgreSQL's own starting point, cores x 2 + spindles of the server, unless set."""
         return self.pool_size or self.cores * 2 + self.spindles
 
+    @property
+    def is_named(self) -> bool:
+        """Whether any database is."""
+        return bool(self.shard_list) or self.url is not None
+
     @cached_property
     def shards(self) -> tuple[ShardAddress, ...]:
         """`SHARDS`, or the one shard of `DATABASE_URL` and `REPLICA_URLS`."""
         if self.shard_list:
             return self.shard_list
         if self.url is None:
-            raise SettingsError("DATABASE_URL: is missing (postgresql://user:password@host:5432/name or mariadb://…)")
+            raise SettingsError(_NO_DATABASE)
         return (ShardAddress(primary=self.url, replicas=self.replica_urls, first=0, last=LOGICAL_SHARDS - 1),)
 
 
@@ -389,6 +397,9 @@ def load_settings() -> Settings:
             problems += [_describe(group, problem) for problem in error.errors(include_url=False, include_input=False)]
         except ValueError as error:  # pydantic-settings could not read a JSON value
             problems.append(f"SHARDS: {error.__cause__ or error}" if group is DatabaseSettings else str(error))
+    database = found.get("database")
+    if isinstance(database, DatabaseSettings) and not database.is_named:
+        problems.append(_NO_DATABASE)
     if not problems:
         problems += _contradictions(found)
     if problems:
@@ -410,10 +421,7 @@ def _describe(group: type[_Group], problem: Any) -> str:
 def _contradictions(found: dict[str, Any]) -> list[str]:
     database: DatabaseSettings = found["database"]
     problems = []
-    try:
-        held = sorted(shard.held for shard in database.shards if shard.held)
-    except SettingsError as error:
-        return [str(error)]
+    held = sorted(shard.held for shard in database.shards if shard.held)
     urls = [url for shard in database.shards for url in (shard.primary, *shard.replicas)]
     if len({url.startswith("postgresql:") for url in urls}) > 1:
         name = "SHARDS" if database.shard_list else "REPLICA_URLS"

@@ -87,6 +87,19 @@ def test_all_bad_values_are_named_at_once(environment: Callable[..., None]) -> N
     assert named == {"SECRET_KEY", "SMTP_URL", "RATE_LIMIT_PRO", "REQUEST_DEADLINE", "DATABASE_CORES"}
 
 
+@pytest.mark.sabotage(
+    path="app/core/settings.py",
+    take_out="        problems.append(_NO_DATABASE)\n    if not problems:\n        problems",
+    put="        problems += [] if problems else [_NO_DATABASE]\n    if not problems:\n        problems",
+)
+def test_all_that_is_missing_is_named_at_once(environment: Callable[..., None]) -> None:
+    environment(**dict.fromkeys(GOOD))
+    with pytest.raises(SettingsError) as refusal:
+        load_settings()
+    named = {line.partition(":")[0] for line in str(refusal.value).splitlines()}
+    assert named == GOOD.keys() - {"REPLICA_URLS"}
+
+
 def test_an_empty_variable_counts_as_not_set(environment: Callable[..., None]) -> None:
     environment(RATE_LIMIT_FREE="", SHARDS="")
     assert load_settings().rates.free == "100/hour"
