@@ -179,6 +179,7 @@ def migrate(
 
         _use_the_running_cluster()
         runner.upgrade(load_settings())
+        typer.echo(f"Every shard has the tables of migration {runner.head()}.")
 
 
 @cli.command(rich_help_panel="Database")
@@ -395,10 +396,17 @@ def _cluster() -> Cluster:
 
 def _use_the_running_cluster() -> None:
     """Take the running cluster's environment for what this shell does not set itself."""
+    if "DATABASE_URL" in os.environ:
+        return
     stored = FOLDER / "env.json"
-    if "DATABASE_URL" not in os.environ and stored.exists():
+    if stored.exists():
         for name, value in json.loads(stored.read_bytes()).items():
             os.environ.setdefault(name, value)
+    elif "SECRET_KEY" not in os.environ:  # no service can do without, so none is meant
+        _fail(
+            f"No cluster runs in {FOLDER.absolute()}. `make run` or `scaleout up` starts one; "
+            "for another service set DATABASE_URL and its other settings."
+        )
 
 
 def _compare_on_an_empty_database() -> list[str]:

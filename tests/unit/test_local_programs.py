@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
-from app.cli import _number_of_shards
+from app.cli import _number_of_shards, cli
+from app.core.settings import environment_names
 from deploy.local import leftovers, tour
 from deploy.local.layout import Layout, Secrets, write_json
 from deploy.local.nginx import TEMPLATE, render
@@ -118,3 +120,14 @@ def test_shards_is_a_number_here_and_the_list_of_a_deployment_says_nothing() -> 
     for value in ("0", "9", "two"):
         with pytest.raises(typer.BadParameter):
             _number_of_shards(value)
+
+
+@pytest.mark.sabotage("app/cli.py", '    elif "SECRET_KEY" not in os.environ:', "    elif False:")
+def test_a_command_that_finds_no_service_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in environment_names():
+        monkeypatch.delenv(name, raising=False)
+    result = CliRunner().invoke(cli, ["run", "purge"])
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"No cluster runs in {tmp_path}/.cluster. `make run` or `scaleout up` starts one")
