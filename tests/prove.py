@@ -9,8 +9,10 @@ A sabotage is applied to a copy of the tree, so a run that is cut off leaves not
 as they are first, together, on a cluster that stays up. A test that needs only servers runs on it too when its feature
 is out: fails it, and passes again right afterwards as it is, then the sabotage is what made it fail. All others, and
 those that pass there because the code is the cluster's own processes', get a cluster that runs the changed code.
+Modules are proved side by side, as many as the setting JOBS says, each by a process with a cluster of its own.
 """
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -18,24 +20,28 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from itertools import groupby
+from multiprocessing.synchronize import Lock
 from pathlib import Path
 
 import conftest
 from proofs import BROKEN, PROVED, SURVIVES, Proofs
+from runner import Run, Runner
 from sabotages import ROOT, Sabotage, look, problems, read_claims
 
 from deploy.local.cluster import Cluster
 
 TABLE = ROOT / "docs" / "proofs.md"
-FAILED = 1  # pytest's exit code for failed tests; any other says that the run itself went wrong
 # What waits for ever without its feature has failed, a unit test sooner than others. It bounds only what is sabotaged.
 HANGS, UNIT_HANGS = 400.0, 60.0  # seconds
-# A test that waits for what is taken out waits in vain: so long, which is ample on a machine that does nothing else.
-PATIENCE = 20  # seconds
-# What pytest loads by itself is half of the start of a run. Who needs more than the first of these names it.
-PLUGIN, OTHERS = "pytest_asyncio.plugin", "schemathesis"
+# A test that waits for what is taken out waits in vain: at most so long, which is ample on a machine that does nothing
+# else. Where it must pass again afterwards with the same patience, what it took before and some more is enough.
+PATIENCE, LITTLE_PATIENCE = 20.0, 5.0  # seconds
+# What pytest loads by itself is half of the start of a run: this is what all need, and the others those who name it.
+PLUGIN, OTHERS = "pytest_asyncio.plugin", {"schemathesis": ("_hypothesis_pytestplugin", "schemathesis.pytest.plugin")}
+# Two at once keep two cores busy: one waits while the other works. More than these take more memory than laptops have.
+JOBS = min(os.cpu_count() or 1, 4)
 
 
 def copy_tree(into: Path) -> None:
@@ -68,10 +74,11 @@ def sabotaged(sabotage: Sabotage) -> Iterator[Path]:
 
 
 class Bench:
-    """Runs tests on one engine, of any tree; its cluster starts when it is first needed and stays until `close`."""
+    """Runs tests on one engine, of any tree; its cluster starts when it is first needed, and stays until `close`."""
 
-    def __init__(self, database: str) -> None:
+    def __init__(self, database: str, runner: Runner) -> None:
         self._database = database
+        self._runner = runner
         self._cluster: Cluster | None = None
         self._stack = ExitStack()
 
@@ -81,39 +88,27 @@ class Bench:
         self._stack.close()
 
     def run(
-        self, tree: Path, tests: list[str], *, standing: bool, hangs: float | None = None
-    ) -> tuple[bool | None, str]:
-        """Run tests of a tree, on the standing cluster or on one of their own, until one fails or hangs.
-
-        Returns:
-            Whether all passed, None if the run itself went wrong; and the end of what pytest printed.
-        """
+        self,
+        tree: Path,
+        tests: list[str],
+        *,
+        standing: bool,
+        patience: float | None = None,
+        hangs: float | None = None,
+    ) -> Run:
+        """Run tests of a tree, on the standing cluster or on one of their own, with their own or another patience."""
         environment = os.environ | {
             "PYTHONPATH": str(tree),
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
             "TEST_DATABASE": self._database,
-            "TEST_PATIENCE": str(PATIENCE),
             "TEST_CLUSTER": str(self._folder()) if standing else "",
         }
-        modules = {test.partition("::")[0] for test in tests}
-        few = not any(OTHERS in (tree / module).read_text(encoding="utf-8") for module in modules)
-        environment |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"} if few else {}
-        plugins = ["-p", "no:cacheprovider", *(["-p", PLUGIN] if few else [])]
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", *plugins, *tests]
-        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
-            # Its own group, so that one that hangs takes along what it has started.
-            process = subprocess.Popen(  # noqa: S603  # our own interpreter and test names
-                command, cwd=tree, env=environment, stdout=output, stderr=output, start_new_session=True
-            )
-            try:
-                code = process.wait(hangs)
-            except subprocess.TimeoutExpired:
-                code = FAILED
-            finally:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-            output.seek(0)
-            return {0: True, FAILED: False}.get(code), output.read()[-3000:]
+        environment |= {"TEST_PATIENCE": str(patience)} if patience else {}
+        modules = {tree / test.partition("::")[0] for test in tests}
+        texts = [module.read_text(encoding="utf-8") for module in modules]
+        plugins = [PLUGIN, *(name for word in OTHERS for name in OTHERS[word] if any(word in text for text in texts))]
+        loaded = [part for plugin in ("no:cacheprovider", *plugins) for part in ("-p", plugin)]
+        return self._runner.run(tree, ["-q", "--no-header", *loaded, *tests], environment, hangs)
 
     def _folder(self) -> Path:
         if self._cluster is None:
@@ -123,63 +118,95 @@ class Bench:
             self._stack.callback(self._cluster.down, wipe=True)
         return self._cluster.layout.root
 
-    def passing(self, sabotages: list[Sabotage]) -> set[str]:
-        """Return those of the tests that pass as they are; tell of the others."""
+    def passing(self, sabotages: list[Sabotage]) -> dict[str, float]:
+        """Return those of the tests that pass as they are, with the seconds they take; tell of the others."""
         standing = any(sabotage.servers for sabotage in sabotages)
         tests = list(dict.fromkeys(sabotage.test for sabotage in sabotages))
-        if self.run(ROOT, tests, standing=standing)[0]:
-            return set(tests)
-        passed = set()
+        took = self.run(ROOT, tests, standing=standing).took
         for test in tests:
-            passes, output = self.run(ROOT, [test], standing=standing)
-            if passes:
-                passed.add(test)
-            else:
-                print(output)
-        return passed
+            if test not in took:
+                alone = self.run(ROOT, [test], standing=standing)
+                took |= alone.took
+                if not alone.took:
+                    print(alone.said)
+        return took
 
-    def fails_without(self, sabotage: Sabotage) -> bool:
-        """Return whether the test fails when its feature is taken out; tell of it if it does not."""
-        hangs = UNIT_HANGS if sabotage.module.startswith("tests/unit/") else HANGS
+    def fails_without(self, sabotage: Sabotage, took: float) -> bool:
+        """Return whether the test, which took so many seconds, fails when its feature is taken out; tell of a pass."""
         with sabotaged(sabotage) as tree:
             if sabotage.servers and not sabotage.processes:
-                passes, _ = self.run(tree, [sabotage.test], standing=True, hangs=hangs)
-                if passes is False:
-                    as_it_is, _ = self.run(ROOT, [sabotage.test], standing=True)
-                    if as_it_is:
+                patience = min(LITTLE_PATIENCE + 2 * took, PATIENCE)
+                run = self.run(tree, [sabotage.test], standing=True, patience=patience, hangs=HANGS)
+                if run.passed is False:
+                    if self.run(ROOT, [sabotage.test], standing=True, patience=patience).passed:
                         return True
                     self.close()  # it has left the cluster in a state in which nothing can be told
-            passes, output = self.run(tree, [sabotage.test], standing=False, hangs=hangs)
-        if passes is not False:
-            print(output)
-        return passes is False
+            hangs = UNIT_HANGS if sabotage.module.startswith("tests/unit/") else HANGS
+            run = self.run(tree, [sabotage.test], standing=False, patience=PATIENCE, hangs=hangs)
+        if run.passed is not False:
+            print(run.said)
+        return run.passed is False
 
 
-def prove(sabotages: list[Sabotage], proofs: Proofs) -> bool:
+def prove(rooms: Iterator[list[Sabotage]], proofs: Proofs, turn: Lock) -> bool:
     """Run every test as it is and with its feature taken out; print and write down each, return whether all held."""
+    held = True
+    with Runner() as runner:
+        for database, of_engine in groupby(rooms, lambda room: room[0].database):
+            bench = Bench(database, runner)
+            try:
+                for room in of_engine:
+                    passing = bench.passing(room)
+                    for sabotage in room:
+                        result = BROKEN
+                        if sabotage.test in passing:
+                            proved = bench.fails_without(sabotage, passing[sabotage.test])
+                            result = PROVED if proved else SURVIVES
+                        held = held and result is PROVED
+                        with turn:
+                            proofs.note(sabotage, result)
+                            print(f"{result.strip('*')}  {sabotage.test}  without {sabotage.path}", flush=True)
+            finally:
+                bench.close()
+    return held
 
-    def room(sabotage: Sabotage) -> tuple[str, bool, bool, str]:
+
+def prove_side_by_side(sabotages: list[Sabotage], proofs: Proofs, jobs: int) -> bool:
+    """Share the modules among so many processes; return whether all held."""
+
+    def place(sabotage: Sabotage) -> tuple[str, bool, bool, str]:
         # What takes longest is told last: many clusters of their own, or one that starts every time.
         long = sabotage.processes or sabotage.module.startswith("tests/failure/")
         return sabotage.database, long, sabotage.servers, sabotage.module
 
-    held = True
-    for database, of_engine in groupby(sorted(sabotages, key=room), lambda sabotage: sabotage.database):
-        bench = Bench(database)
-        try:
-            for _, of_room in groupby(of_engine, room):
-                together = list(of_room)
-                passing = bench.passing(together)
-                for sabotage in together:
-                    result = BROKEN
-                    if sabotage.test in passing:
-                        result = PROVED if bench.fails_without(sabotage) else SURVIVES
-                    held = held and result is PROVED
-                    proofs.note(sabotage, result)
-                    print(f"{result.strip('*')}  {sabotage.test}  without {sabotage.path}", flush=True)
-        finally:
-            bench.close()
-    return held
+    rooms = [list(room) for _, room in groupby(sorted(sabotages, key=place), place)]
+    # Forked, because what was collected is here already.
+    context = multiprocessing.get_context("fork")
+    turn, given = context.Lock(), context.Value("i", 0)
+
+    def next_rooms() -> Iterator[list[Sabotage]]:
+        while True:
+            with given:
+                number, given.value = given.value, given.value + 1
+            if number >= len(rooms):
+                return
+            yield rooms[number]
+
+    def work() -> None:
+        sys.exit(not prove(next_rooms(), proofs, turn))
+
+    workers = [context.Process(target=work) for _ in range(min(jobs, len(rooms)))]
+    try:
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    finally:
+        for worker in workers:
+            if worker.is_alive():
+                worker.terminate()
+                worker.join()
+    return not any(worker.exitcode for worker in workers)
 
 
 def main(arguments: list[str]) -> int:
@@ -200,7 +227,7 @@ def main(arguments: list[str]) -> int:
     proofs = Proofs(TABLE, claims, found.sabotages)
     if not names and "--again" not in arguments:
         wanted = [sabotage for sabotage in wanted if not proofs.holds(sabotage)]
-    return 0 if prove(wanted, proofs) else 1
+    return 0 if prove_side_by_side(wanted, proofs, int(os.environ.get("JOBS", JOBS))) else 1
 
 
 if __name__ == "__main__":
