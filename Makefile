@@ -74,7 +74,7 @@ audit: $(STAMP) ## The locked packages against the database of known vulnerabili
 	$(BIN)/uv sync --frozen --quiet --inexact --group audit
 	$(BIN)/python .ci/audit.py
 
-prove: $(STAMP) ## Each claim's test as it is, then with its feature taken out; CLAIM=part of a test's name, AGAIN=1: all
+prove: $(STAMP) ## Each claim's test as it is, then with its feature taken out; CLAIM=part of a test's name, AGAIN=1: all, JOBS=2
 	$(BIN)/python tests/prove.py $(if $(AGAIN),--again) $(CLAIM)
 
 docs: $(STAMP) ## The docs as a site, in site/; nothing of it is loaded from another host
