@@ -1,7 +1,7 @@
 """The table `docs/proofs.md`: of every sabotage what came of it the last time, and when.
 
 It is written after each one, so a run that is cut off goes on where it was. A row stands for the contents of the
-test's file and of the one that is changed: when either is another one, it is tried again.
+test's file and of the one that is changed: when either is another one, the row is forgotten, and tried again.
 (PYTEST_DONT_REWRITE: nothing is asserted here.)
 """
 
@@ -61,7 +61,9 @@ class Proofs:
         outcomes = self._read() | {_key(sabotage): of_today(sabotage, result)}
         rows, proved = [], 0
         for each in self._sabotages:
-            outcome = outcomes.get(_key(each), Outcome(UNTRIED, "-", "-"))
+            outcome = outcomes.get(_key(each))
+            if outcome is None or outcome.contents != each.contents:
+                outcome = Outcome(UNTRIED, "-", "-")
             proved += outcome.result == PROVED
             cells = (self._claims.get(each.test, "-"), *_key(each), outcome.result, outcome.date, outcome.contents)
             rows.append(f"| {' | '.join(cells)} |\n")

@@ -18,6 +18,7 @@ EVERYWHERE = {
 }
 
 
+@pytest.mark.sabotage("app/api/security.py", '    (b"x-content-type-options", b"nosniff"),\n', "")
 @pytest.mark.parametrize(
     "path",
     ["/health/live", "/api/v1/products", "/api/v1/nothing", "/api/v1/profiles/me", "/api/v1/products?limit=0", "/docs"],
@@ -37,6 +38,7 @@ async def test_what_nginx_refuses_itself_is_a_problem_too(client: httpx.AsyncCli
     check_problem(await client.get("/", headers={"X-Long": "x" * 40_000}), 431, "headers_too_large")
 
 
+@pytest.mark.sabotage("deploy/nginx/nginx.conf.template", "location ~ ^/metrics(/|$) {", "location ~ ^/nothing(/|$) {")
 async def test_metrics_are_not_for_the_outside(client: httpx.AsyncClient) -> None:
     check_problem(await client.get("/metrics"), 404, "not_found")
 

@@ -6,6 +6,7 @@ from typing import Any
 from uuid import uuid4
 
 import httpx
+import pytest
 from conftest import Customer, until
 from expectations import check_problem
 
@@ -75,6 +76,11 @@ async def test_the_same_key_at_the_same_moment_is_one_order(new_customer: Make, 
     assert sum("idempotent-replayed" in answer.headers for answer in answers) == 4
 
 
+@pytest.mark.sabotage(
+    "app/domain/orders/service.py",
+    "            _with_items(select(orders).where(orders.c.profile_id == profile_id, orders.c.id == order_id))",
+    "            _with_items(select(orders).where(orders.c.id == order_id))",
+)
 async def test_somebody_elses_order_does_not_exist(new_customer: Make, new_product: NewProduct) -> None:
     one, other = await new_customer(), await new_customer()
     order = (await place(one, await new_product(), uuid4().hex)).json()

@@ -5,6 +5,7 @@ from typing import Any
 from uuid import uuid4
 
 import httpx
+import pytest
 from conftest import PASSWORD, Customer
 from expectations import check_problem
 
@@ -102,6 +103,7 @@ async def test_my_own_change_shows_in_my_next_reads(client: httpx.AsyncClient, n
         assert (await client.get(path, headers=token)).json()["bio"] == f"{number}"
 
 
+@pytest.mark.sabotage("app/api/dependencies.py", "if session.profile_id != profile_id:", "if False:")
 async def test_nobody_changes_or_erases_somebody_else(new_customer: Make) -> None:
     one, other = await new_customer(), await new_customer()
     path = f"/api/v1/profiles/{other.profile['id']}"

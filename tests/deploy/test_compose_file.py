@@ -25,6 +25,7 @@ OURS = ("api", "worker", "relay", "scheduler", "migrate", "seed")
 MEMORY_MEGABYTES = 2048
 
 
+@pytest.mark.sabotage("docker-compose.yml", "    mem_limit: 192m\n", "    mem_limit: 1192m\n")
 def test_the_whole_stack_is_limited_to_less_than_two_gigabytes() -> None:
     total = 0
     for name in DEFAULT:
@@ -36,6 +37,7 @@ def test_the_whole_stack_is_limited_to_less_than_two_gigabytes() -> None:
     assert total < MEMORY_MEGABYTES
 
 
+@pytest.mark.sabotage("docker-compose.yml", "  cap_drop: [ALL]\n", "  cap_drop: []\n")
 @pytest.mark.parametrize("name", SERVICES)
 def test_every_container_is_limited_hardened_and_cannot_fill_the_disk(name: str) -> None:
     service = SERVICES[name]
@@ -68,6 +70,7 @@ def test_all_roles_are_commands_of_one_image() -> None:
     assert {SERVICES[name]["command"][0] for name in OURS} == set(OURS)
 
 
+@pytest.mark.sabotage("docker-compose.yml", '["127.0.0.1:${PORT:-8000}:8080"]', '["${PORT:-8000}:8080"]')
 def test_only_nginx_and_the_pages_of_tools_are_published_and_only_to_this_machine() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
     assert published.keys() == TOOLS

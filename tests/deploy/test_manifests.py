@@ -125,6 +125,7 @@ def test_no_two_manifests_have_one_name_and_all_share_the_namespace(overlay: str
             assert manifest["metadata"]["namespace"] == "scaleout"
 
 
+@pytest.mark.sabotage("deploy/k8s/base/api.yaml", "runAsNonRoot: true", "runAsNonRoot: false")
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_pod_meets_the_restricted_standard_and_holds_no_token(overlay: str) -> None:
     (namespace,) = of_kind(overlay, "Namespace")
@@ -159,6 +160,7 @@ def test_no_image_is_left_to_chance(overlay: str) -> None:
             assert not container["image"].endswith(":latest"), name
 
 
+@pytest.mark.sabotage("deploy/k8s/base/api.yaml", "path: /health/live,", "path: /health/ready,")
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_instances_are_probed_as_they_should_be(overlay: str) -> None:
     (api,) = (pod["containers"][0] for name, pod in pods(overlay) if name == "api")
@@ -219,6 +221,7 @@ def test_one_autoscaler_at_most_owns_the_number_of_pods_and_then_nobody_else_doe
         assert ("replicas" in deployment["spec"]) != (deployment["metadata"]["name"] in targets)
 
 
+@pytest.mark.sabotage("deploy/k8s/base/autoscaling.yaml", "  minReplicas: 3\n", "  minReplicas: 1\n")
 def test_instances_scale_on_cpu_memory_and_requests_up_fast_and_down_slowly() -> None:
     (api,) = (
         scaler for scaler in of_kind("production", "HorizontalPodAutoscaler") if scaler["metadata"]["name"] == "api"
@@ -324,6 +327,11 @@ def test_every_process_that_traces_may_reach_the_collector(overlay: str) -> None
         assert (rule in allowed) == (name != "nginx"), name
 
 
+@pytest.mark.sabotage(
+    "deploy/k8s/base/network.yaml",
+    "  podSelector: {}\n  policyTypes: [Ingress, Egress]\n",
+    "  podSelector: {}\n  policyTypes: [Ingress]\n",
+)
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_everything_is_denied_before_anything_is_allowed(overlay: str) -> None:
     policies = {policy["metadata"]["name"]: policy["spec"] for policy in of_kind(overlay, "NetworkPolicy")}

@@ -271,6 +271,11 @@ def test_what_a_client_writes_into_forwarded_for_changes_nothing(
     assert client_address({"type": "http", "client": (peer, 1)}, headers, trusted) == expected
 
 
+@pytest.mark.sabotage(
+    "app/api/exchange.py",
+    "str(ip_network((parsed, 64), strict=False)) if isinstance(parsed, IPv6Address) else str(parsed)",
+    "str(parsed)",
+)
 @pytest.mark.parametrize(
     ("address", "subject"),
     [
@@ -285,6 +290,11 @@ def test_a_network_of_ipv6_addresses_counts_as_one_client(address: str, subject:
     assert limit_subject(address) == subject
 
 
+@pytest.mark.sabotage(
+    "app/api/exchange.py",
+    "if not trusted or not within(address, trusted):",
+    "if trusted and not within(address, trusted):",
+)
 def test_nobody_is_a_proxy_unless_a_setting_says_so() -> None:
     headers = Headers({"x-forwarded-for": "198.51.100.1"})
     assert client_address({"type": "http", "client": ("127.0.0.1", 1)}, headers, ()) == "127.0.0.1"

@@ -14,6 +14,11 @@ def test_if_match_names_the_version_whatever_the_revision(tag: str, version: int
     assert version_from(tag) == version
 
 
+@pytest.mark.sabotage(
+    "app/api/representations.py",
+    'raise PreconditionRequired("Say which version you change: send If-Match with the ETag that you have read.")',
+    "return 1",
+)
 def test_a_change_without_if_match_is_told_to_send_one() -> None:
     with pytest.raises(PreconditionRequired):
         version_from(None)

@@ -48,3 +48,14 @@ def test_what_was_proved_of_other_contents_is_tried_again(tree: Path, changed: s
     with (tree / changed).open("a") as file:
         file.write("# another line\n")
     assert not table(tree).holds(one)
+
+
+@pytest.mark.sabotage("tests/proofs.py", "outcome.contents != each.contents", "False")
+def test_the_table_shows_nothing_as_proved_that_was_proved_of_other_contents(tree: Path) -> None:
+    one, other = marks()
+    table(tree).note(one, PROVED)
+    with (tree / "it.py").open("a") as file:
+        file.write("# another line\n")
+    table(tree).note(other, PROVED)
+    assert "1 of 2 are proved" in (tree / "proofs.md").read_text()
+    assert (tree / "proofs.md").read_text().count("| not tried yet | - | - |") == 1

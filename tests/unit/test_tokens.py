@@ -41,6 +41,9 @@ def test_a_token_leads_to_its_profile_and_holds_256_random_bits(profile_id: UUID
     assert other_key != key
 
 
+@pytest.mark.sabotage(
+    "app/domain/sessions/rules.py", "return hashlib.sha256(token.encode()).hexdigest()", "return token"
+)
 def test_what_is_kept_of_a_token_is_its_hash() -> None:
     token, key = new_token(uuid4())
     assert key == hashlib.sha256(token.encode()).hexdigest()
