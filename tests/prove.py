@@ -175,8 +175,8 @@ def prove_side_by_side(sabotages: list[Sabotage], proofs: Proofs, jobs: int) -> 
     """Share the modules among so many processes; return whether all held."""
 
     def place(sabotage: Sabotage) -> tuple[str, bool, bool, str]:
-        # What takes longest is told last: many clusters of their own, or one that starts every time.
-        long = sabotage.processes or sabotage.module.startswith("tests/failure/")
+        # What takes longest is told last: a browser, many clusters of their own, or one that starts every time.
+        long = sabotage.processes or sabotage.module.startswith(("tests/browser/", "tests/failure/"))
         return sabotage.database, long, sabotage.servers, sabotage.module
 
     rooms = [list(room) for _, room in groupby(sorted(sabotages, key=place), place)]
@@ -211,7 +211,6 @@ def prove_side_by_side(sabotages: list[Sabotage], proofs: Proofs, jobs: int) -> 
 
 def main(arguments: list[str]) -> int:
     """Check, then prove what is asked for."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Ended; the next run goes on here."))
     names = [argument for argument in arguments if not argument.startswith("--")]
     claims, found = read_claims(), look()
     said = problems(claims, found)
@@ -224,6 +223,7 @@ def main(arguments: list[str]) -> int:
     if not wanted:
         print("No test with a sabotage has that name.")
         return 1
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Ended; the next run goes on here."))
     proofs = Proofs(TABLE, claims, found.sabotages)
     if not names and "--again" not in arguments:
         wanted = [sabotage for sabotage in wanted if not proofs.holds(sabotage)]
