@@ -64,6 +64,9 @@ async def test_an_avatar_is_shown_to_everybody_and_may_be_kept(wearer: Customer,
         assert max(image.size) == 512
 
 
+@pytest.mark.sabotage(
+    "app/api/assets.py", 'shown is None or wire.decode(shown)["avatar_url"] != request.url.path:', "False:"
+)
 async def test_an_avatar_goes_with_its_profile(wearer: Customer, client: httpx.AsyncClient) -> None:
     path = wearer.profile["avatar_url"]
     address = (await client.get(path)).headers["location"]

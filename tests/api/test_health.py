@@ -86,6 +86,7 @@ async def stranded(cluster: Cluster) -> AsyncIterator[httpx.AsyncClient]:
             yield client
 
 
+@pytest.mark.sabotage("app/api/health.py", "if not await board.readable():", "if False:")
 async def test_an_instance_that_can_serve_nothing_is_alive_and_not_ready(stranded: httpx.AsyncClient) -> None:
     assert (await stranded.get("/health/live")).status_code == 200
     check_problem(await stranded.get("/health/ready"), 503, "nothing_to_serve")

@@ -91,6 +91,7 @@ def test_the_picture_in_the_docs_is_of_these_manifests(tmp_path: Path, monkeypat
     assert drawn.read_text() == shown.read_text(), "python -m deploy.k8s.simulation docs/deployment/autoscaling.svg"
 
 
+@pytest.mark.sabotage("deploy/k8s/base/autoscaling.yaml", "  maxReplicas: 50\n", "  maxReplicas: 10\n")
 def test_production_takes_a_load_that_grows_sixfold_in_half_a_minute_without_a_failed_request() -> None:
     built = build("production")
     load = simulation.load_of(simulation.HERE / "sale.csv")

@@ -102,6 +102,7 @@ async def test_a_replica_that_has_my_write_answers_me_while_another_is_behind(
         assert await sees(quiet.database, identifier)
 
 
+@pytest.mark.sabotage("app/scaling/replicas.py", "elif lag > self._settings.replica_max_lag:", "elif False:")
 async def test_a_replica_that_lags_too_much_takes_no_reads_until_it_has_caught_up(
     strict: Database, servers: Servers
 ) -> None:

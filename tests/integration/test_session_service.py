@@ -177,6 +177,11 @@ async def test_use_is_told_to_the_copy_and_renews_the_idle_time(
     assert await quiet.redis.client.ttl(name) > quiet.settings.sessions.idle - 10
 
 
+@pytest.mark.sabotage(
+    "app/domain/sessions/service.py",
+    "- SEEN_EVERY,\n                profiles.c",
+    "- timedelta(days=1),\n                profiles.c",
+)
 @pytest.mark.parametrize("column", ["expires_at", "seen_at"])
 async def test_an_expired_or_idle_session_is_not_recovered(
     quiet: Resources, servers: Servers, signed_in: SignedIn, column: str

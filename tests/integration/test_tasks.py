@@ -132,6 +132,7 @@ async def test_a_task_that_fails_in_its_transaction_leaves_nothing(apart: Apart)
     assert await receipts(apart) == set()
 
 
+@pytest.mark.sabotage("workers/task.py", "if isinstance(error, WAITS_FOR) and not hung:", "if False:")
 @pytest.mark.parametrize("error", [Unavailable("down"), ConnectionResetError("cut"), TimeoutError("late")])
 async def test_a_dependency_that_is_down_is_waited_for_however_long(apart: Apart, error: Exception) -> None:
     message = replace(await apart.message("order.reserved"), tries=1000)
@@ -178,6 +179,9 @@ async def test_neither_a_long_outage_nor_another_tasks_failures_use_up_a_tasks_t
     assert (await apart.row(message.subject_id)).failures == {task.name: 2, other.name: 1}
 
 
+@pytest.mark.sabotage(
+    "workers/task.py", "permanent = isinstance(error, ServiceError) and not hung", "permanent = False"
+)
 async def test_an_error_that_no_retry_mends_is_a_dead_letter_at_once(apart: Apart) -> None:
     message = await apart.message("order.placed")
     task = failing(Conflict("This can never be."))
