@@ -6,9 +6,10 @@
     python tests/prove.py --check      only whether every claim's file and test are there, and every sabotage fits
 
 A sabotage is applied to a copy of the tree, so a run that is cut off leaves nothing behind. The tests of a module run
-as they are first, together, on a cluster that stays up. A test that needs only servers runs on it too when its feature
-is out: fails it, and passes again right afterwards as it is, then the sabotage is what made it fail. All others, and
-those that pass there because the code is the cluster's own processes', get a cluster that runs the changed code.
+as they are first, together, on a cluster that stays up. Those that need only servers run on it too when their features
+are out, one after the other: those that fail then, and pass again right afterwards as they are, together, have failed
+for the sabotage. All others, also those that pass there because the code is the cluster's own processes', get a cluster
+that runs the changed code.
 Modules are proved side by side, as many as the setting JOBS says, each by a process with a cluster of its own.
 """
 
@@ -19,10 +20,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import groupby
-from multiprocessing.synchronize import Lock
 from pathlib import Path
 
 import conftest
@@ -30,13 +30,14 @@ from proofs import BROKEN, PROVED, SURVIVES, Proofs
 from runner import Run, Runner
 from sabotages import ROOT, Sabotage, look, problems, read_claims
 
+from deploy.local import ClusterError
 from deploy.local.cluster import Cluster
 
 TABLE = ROOT / "docs" / "proofs.md"
 # What waits for ever without its feature has failed, a unit test sooner than others. It bounds only what is sabotaged.
 HANGS, UNIT_HANGS = 400.0, 60.0  # seconds
 # A test that waits for what is taken out waits in vain: at most so long, which is ample on a machine that does nothing
-# else. Where it must pass again afterwards with the same patience, what it took before and some more is enough.
+# else. Where it must pass again afterwards, as quickly as before, what it took and some more is enough.
 PATIENCE, LITTLE_PATIENCE = 20.0, 5.0  # seconds
 # What pytest loads by itself is half of the start of a run: this is what all need, and the others those who name it.
 PLUGIN, OTHERS = "pytest_asyncio.plugin", {"schemathesis": ("_hypothesis_pytestplugin", "schemathesis.pytest.plugin")}
@@ -131,55 +132,79 @@ class Bench:
                     print(alone.said)
         return took
 
-    def fails_without(self, sabotage: Sabotage, took: float) -> bool:
-        """Return whether the test, which took so many seconds, fails when its feature is taken out; tell of a pass."""
+    def fails_here(self, sabotage: Sabotage, patience: float) -> bool:
+        """Return whether the test fails on the standing cluster when its feature is taken out."""
         with sabotaged(sabotage) as tree:
-            if sabotage.servers and not sabotage.processes:
-                patience = min(LITTLE_PATIENCE + 2 * took, PATIENCE)
-                run = self.run(tree, [sabotage.test], standing=True, patience=patience, hangs=HANGS)
-                if run.passed is False:
-                    if self.run(ROOT, [sabotage.test], standing=True, patience=patience).passed:
-                        return True
-                    self.close()  # it has left the cluster in a state in which nothing can be told
-            hangs = UNIT_HANGS if sabotage.module.startswith("tests/unit/") else HANGS
+            return self.run(tree, [sabotage.test], standing=True, patience=patience, hangs=HANGS).passed is False
+
+    def fails_alone(self, sabotage: Sabotage) -> bool:
+        """Return whether the test fails on what it starts itself when its feature is out; tell of it if it does not."""
+        hangs = UNIT_HANGS if sabotage.module.startswith("tests/unit/") else HANGS
+        with sabotaged(sabotage) as tree:
             run = self.run(tree, [sabotage.test], standing=False, patience=PATIENCE, hangs=hangs)
         if run.passed is not False:
             print(run.said)
         return run.passed is False
 
+    def fail_without(self, sabotages: list[Sabotage], took: dict[str, float]) -> Iterator[tuple[Sabotage, bool]]:
+        """Yield of each of a module's sabotages whether its test, which took so long as it is, fails with it."""
+        patience = {test: min(LITTLE_PATIENCE + 2 * seconds, PATIENCE) for test, seconds in took.items()}
+        here = [each for each in sabotages if each.servers and not each.processes]
+        failed = [each for each in here if self.fails_here(each, patience[each.test])]
+        tests = list(dict.fromkeys(each.test for each in failed))
+        again: dict[str, float] = {}
+        if tests:
+            again = self.run(ROOT, tests, standing=True, patience=max(patience[test] for test in tests)).took
+        if len(again) < len(tests):
+            self.close()  # it was left in a state in which nothing can be told
+        # Had the machine become slower meanwhile, the little patience could be what failed them.
+        as_before = {test for test, seconds in again.items() if seconds <= took[test] + LITTLE_PATIENCE}
+        for each in sabotages:
+            yield each, (each in failed and each.test in as_before) or self.fails_alone(each)
 
-def prove(rooms: Iterator[list[Sabotage]], proofs: Proofs, turn: Lock) -> bool:
-    """Run every test as it is and with its feature taken out; print and write down each, return whether all held."""
+
+def prove_room(bench: Bench, room: list[Sabotage], note: Callable[[Sabotage, str], None]) -> bool:
+    """Run the tests of a module as they are and with their features taken out; note each, return whether all held."""
+    took = bench.passing(room)
+    broken = [sabotage for sabotage in room if sabotage.test not in took]
+    for sabotage in broken:
+        note(sabotage, BROKEN)
+    held = not broken
+    for sabotage, failed in bench.fail_without([each for each in room if each not in broken], took):
+        note(sabotage, PROVED if failed else SURVIVES)
+        held = held and failed
+    return held
+
+
+def prove(rooms: Iterator[list[Sabotage]], note: Callable[[Sabotage, str], None]) -> bool:
+    """Prove one module after the other, and return whether all held; one without a cluster is left untried."""
     held = True
     with Runner() as runner:
         for database, of_engine in groupby(rooms, lambda room: room[0].database):
             bench = Bench(database, runner)
             try:
                 for room in of_engine:
-                    passing = bench.passing(room)
-                    for sabotage in room:
-                        result = BROKEN
-                        if sabotage.test in passing:
-                            proved = bench.fails_without(sabotage, passing[sabotage.test])
-                            result = PROVED if proved else SURVIVES
-                        held = held and result is PROVED
-                        with turn:
-                            proofs.note(sabotage, result)
-                            print(f"{result.strip('*')}  {sabotage.test}  without {sabotage.path}", flush=True)
+                    try:
+                        held = prove_room(bench, room, note) and held
+                    except ClusterError as error:
+                        print(f"{room[0].module}: {error}", flush=True)
+                        bench.close()
+                        held = False
             finally:
                 bench.close()
     return held
 
 
+def _place(sabotage: Sabotage) -> tuple[str, bool, bool, str]:
+    """Return by what sabotages are gathered into rooms, and in which order: what takes longest is told last."""
+    # A browser, many clusters of their own, or one that starts every time.
+    long = sabotage.processes or sabotage.module.startswith(("tests/browser/", "tests/failure/"))
+    return sabotage.database, long, sabotage.servers, sabotage.module
+
+
 def prove_side_by_side(sabotages: list[Sabotage], proofs: Proofs, jobs: int) -> bool:
     """Share the modules among so many processes; return whether all held."""
-
-    def place(sabotage: Sabotage) -> tuple[str, bool, bool, str]:
-        # What takes longest is told last: a browser, many clusters of their own, or one that starts every time.
-        long = sabotage.processes or sabotage.module.startswith(("tests/browser/", "tests/failure/"))
-        return sabotage.database, long, sabotage.servers, sabotage.module
-
-    rooms = [list(room) for _, room in groupby(sorted(sabotages, key=place), place)]
+    rooms = [list(room) for _, room in groupby(sorted(sabotages, key=_place), _place)]
     # Forked, because what was collected is here already.
     context = multiprocessing.get_context("fork")
     turn, given = context.Lock(), context.Value("i", 0)
@@ -192,8 +217,13 @@ def prove_side_by_side(sabotages: list[Sabotage], proofs: Proofs, jobs: int) -> 
                 return
             yield rooms[number]
 
+    def note(sabotage: Sabotage, result: str) -> None:
+        with turn:
+            proofs.note(sabotage, result)
+            print(f"{result.strip('*')}  {sabotage.test}  without {sabotage.path}", flush=True)
+
     def work() -> None:
-        sys.exit(not prove(next_rooms(), proofs, turn))
+        sys.exit(not prove(next_rooms(), note))
 
     workers = [context.Process(target=work) for _ in range(min(jobs, len(rooms)))]
     try:
