@@ -10,86 +10,26 @@ from functools import cached_property
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
     ValidationError,
     model_validator,
 )
-from pydantic.networks import IPvAnyNetwork
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.core.addresses import Deployment, RedisAddress
 from app.core.ids import LOGICAL_SHARDS
+from app.core.variables import BrokerUrl, DatabaseUrl, Limit, Networks, OwnUrl, RedisUrl, Secret, Split, address
 
 _MEBIBYTE = 1024 * 1024
-SHORTEST_SECRET = 32  # characters; 64 hex digits are 256 bits
 
 
 class SettingsError(ValueError):
     """One line for each setting that is missing or bad, by the name of its environment variable."""
-
-
-def _split(value: object) -> object:
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
-
-
-def _url(*schemes: str) -> AfterValidator:
-    def check(value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme not in schemes:
-            raise ValueError(f"must start with {' or '.join(f'{scheme}://' for scheme in schemes)}")
-        if parts.scheme != "file" and not parts.hostname:
-            raise ValueError("names no host")
-        return value
-
-    return AfterValidator(check)
-
-
-def _limit(value: str) -> str:
-    # The one syntax that slowapi documents; parsing proper happens where limits are used.
-    amount, slash, period = value.partition("/")
-    if not (slash and amount.isdecimal() and int(amount) > 0 and period in {"second", "minute", "hour", "day"}):
-        raise ValueError("must look like 100/hour (second, minute, hour or day)")
-    return value
-
-
-def _long_enough(value: SecretStr) -> SecretStr:
-    if len(value.get_secret_value()) < SHORTEST_SECRET:
-        raise ValueError(f"must have at least {SHORTEST_SECRET} characters (openssl rand -hex 32)")
-    return value
-
-
-def _redis(value: SecretStr) -> SecretStr:
-    RedisAddress.parse(value.get_secret_value())
-    return value
-
-
-def _broker(value: SecretStr) -> SecretStr:
-    # Celery's transport knows neither our sentinels nor clusters.
-    if RedisAddress.parse(value.get_secret_value()).deployment is not Deployment.SERVER:
-        raise ValueError("must be redis://[:password@]host:port/database")
-    return value
-
-
-def _of_this_machine(value: str) -> str:
-    if urlsplit(value).hostname != "127.0.0.1":
-        raise ValueError("must lead to 127.0.0.1: what breaks processes exists only on one's own machine")
-    return value
-
-
-Split = BeforeValidator(_split)
-RedisUrl = Annotated[SecretStr, AfterValidator(_redis)]
-BrokerUrl = Annotated[SecretStr, AfterValidator(_broker)]
-DatabaseUrl = Annotated[str, _url("postgresql", "mariadb", "mysql")]
-Limit = Annotated[str, AfterValidator(_limit)]
-Networks = Annotated[tuple[IPvAnyNetwork, ...], NoDecode, Split]
 
 
 class ShardAddress(BaseModel):
@@ -128,8 +68,8 @@ class ServiceSettings(_Group):
     instance: str = Field(default_factory=socket.gethostname, pattern=r"^[A-Za-z0-9._-]{1,64}$")
     region: str = Field(default="local", pattern=r"^[a-z0-9-]{1,32}$")
     release: str = Field(default="dev", pattern=r"^[A-Za-z0-9._-]{1,64}$")  # which code this is, for metrics and traces
-    public_url: Annotated[str, _url("http", "https")] = "http://127.0.0.1:8000"
-    secret_key: Annotated[SecretStr, AfterValidator(_long_enough)]
+    public_url: Annotated[str, address("http", "https")] = "http://127.0.0.1:8000"
+    secret_key: Secret
     log_format: Literal["auto", "json", "console"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     trusted_proxies: Networks = ()
@@ -239,12 +179,12 @@ class StorageSettings(_Group):
 
     model_config = SettingsConfigDict(env_prefix="STORAGE_")
 
-    url: Annotated[str, _url("s3", "gs", "az", "file")]
+    url: Annotated[str, address("s3", "gs", "az", "file")]
     link_seconds: int = Field(default=300, ge=10, le=7 * 24 * 3600)
     # Where clients reach the bucket, if not at its own address: https://shop.example/storage. Signed links lead there.
-    outside_url: Annotated[str, _url("http", "https")] | None = None
+    outside_url: Annotated[str, address("http", "https")] | None = None
     # The CDN in front of the bucket, for its public objects: https://{region}.cdn.example.com, which REGION fills in.
-    public_url: Annotated[str, _url("http", "https")] | None = None
+    public_url: Annotated[str, address("http", "https")] | None = None
 
 
 class PaymentSettings(_Group):
@@ -252,7 +192,7 @@ class PaymentSettings(_Group):
 
     model_config = SettingsConfigDict(env_prefix="PAYMENT_")
 
-    url: Annotated[str, _url("http", "https")]
+    url: Annotated[str, address("http", "https")]
     timeout: float = Field(default=8.0, gt=0, le=60)
 
 
@@ -261,7 +201,7 @@ class MailSettings(_Group):
 
     model_config = SettingsConfigDict(env_prefix="SMTP_")
 
-    url: Annotated[str, _url("smtp", "smtps")] = Field(repr=False)
+    url: Annotated[str, address("smtp", "smtps")] = Field(repr=False)
     sender: str = "Northwind & Pine <orders@northwind-pine.example>"
     timeout: float = Field(default=10.0, gt=0, le=120)
 
@@ -314,7 +254,7 @@ class ConsoleSettings(_Group):
     model_config = SettingsConfigDict(env_prefix="CONSOLE_")
 
     enabled: bool = True
-    switchboard: Annotated[str, _url("http"), AfterValidator(_of_this_machine)] | None = None
+    switchboard: OwnUrl | None = None
     switchboard_key: SecretStr | None = None
 
 
@@ -337,7 +277,7 @@ class TraceSettings(_Group):
     model_config = SettingsConfigDict(env_prefix="TRACE_", populate_by_name=True)
 
     # The address of a collector without its path: http://collector:4318. None: nothing is traced at all.
-    endpoint: Annotated[str, _url("http", "https")] | None = Field(
+    endpoint: Annotated[str, address("http", "https")] | None = Field(
         default=None, validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT", repr=False
     )
     headers: SecretStr | None = Field(default=None, validation_alias="OTEL_EXPORTER_OTLP_HEADERS")  # name=value,…

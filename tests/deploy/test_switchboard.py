@@ -128,7 +128,7 @@ def test_each_run_has_a_key_of_its_own(cluster: Cluster, tmp_path: Path) -> None
 
 
 @pytest.mark.sabotage(
-    "app/core/settings.py", 'urlsplit(value).hostname != "127.0.0.1"', 'urlsplit(value).hostname == ""'
+    "app/core/variables.py", 'urlsplit(value).hostname != "127.0.0.1"', 'urlsplit(value).hostname == ""'
 )
 @pytest.mark.parametrize("url", ["http://10.0.0.7:18400", "http://127.0.0.1.evil.example", "http://localhost:1"])
 def test_no_deployment_can_name_a_switchboard_elsewhere(url: str) -> None:
