@@ -6,6 +6,8 @@ it has been parsed and nothing else. Who is refused is the gate's decision, here
 """
 
 import asyncio
+from collections import Counter
+from collections.abc import Iterable
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Scope
@@ -22,6 +24,7 @@ from app.scaling.gate import Gate, overloaded
 
 log = logger(__name__)
 
+CLOSE = (b"connection", b"close")
 # Stands where each answer has its request's own id.
 _ID = "0" * 32
 # Seconds from the first refusal to the line that tells of it and of all that followed: one each would cost more than
@@ -41,54 +44,73 @@ class Door:
     def __init__(self, app: ASGIApp, gate: Gate, settings: ServiceSettings) -> None:
         self._app = app
         self._gate = gate
-        self._trusted = settings.trusted_proxies
+        self._proxies = settings.trusted_proxies
         with context.working(context.Work(request_id=_ID)):
             answer = problems.answer(overloaded())
         self._before, self._after = bytes(answer.body).split(_ID.encode())
         fixed = [*fixed_headers(settings), CONTENT_POLICY, VARY, (b"cache-control", b"no-store")]
         own = [pair for pair in answer.raw_headers if pair[0] != b"content-length"]
-        self._headers = b"".join(b"%b: %b\r\n" % pair for pair in [*own, *fixed])
-        self._refused = 0
+        self._head = b"HTTP/1.1 503 Service Unavailable\r\n" + _lines([*own, *fixed])
+        self._added: list[tuple[bytes, bytes]] = []
+        self._lines = b""
+        self._refused: Counter[str] = Counter()
+
+    def is_crowded(self) -> bool:
+        """Count a request whose head is here, and return whether there may be no place for it: then ask `refuses`."""
+        return not self._gate.announce()
 
     def refuses(self, scope: Scope) -> bool:
-        """Decide on a request that has been parsed and not begun."""
-        if self._gate.announce():
-            return False
+        """Decide on a request that was just counted.
+
+        Args:
+            scope: of it, as far as it is known: method, path, query_string, headers and client.
+        """
         scope["app"] = self._app
         if passes_by(scope) or HotPath.has_at_hand(scope):
             self._gate.withdraw()
             return False
-        caller = known_caller(scope) or limit_subject(client_address(scope, Headers(scope=scope), self._trusted))
+        caller = known_caller(scope) or limit_subject(client_address(scope, Headers(scope=scope), self._proxies))
         if not self._gate.foresees_refusal(caller):
             return False
-        self._count(scope)
+        if not self._refused:
+            asyncio.get_running_loop().call_later(TELL_EVERY, self._tell)
+        self._refused[metrics.method_of(scope)] += 1
         return True
 
-    def refusal(self, scope: Scope, more: bytes = b"") -> bytes:
+    def refusal(self, scope: Scope, added: list[tuple[bytes, bytes]], *, keep: bool) -> bytes:
         """Return the whole answer to a request that is refused.
 
         Args:
             scope: of the request.
-            more: lines of headers that the server adds.
+            added: headers that the server adds to every answer; they are written anew when it is another list.
+            keep: whether the connection stays.
         """
-        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), None)
-        request_id = context.request_id_from(None if given is None else given.decode("latin-1")).encode()
+        if added is not self._added:
+            self._added, self._lines = added, _lines(added)
+        request_id = context.request_id_from(_given_id(scope["headers"])).encode()
+        closing = b"" if keep or CLOSE in added else _lines([CLOSE])
         length = len(self._before) + len(request_id) + len(self._after)
-        head = b"HTTP/1.1 503 Service Unavailable\r\n%b%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (
-            self._headers,
-            more,
+        head = b"%b%b%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (
+            self._head,
+            self._lines,
+            closing,
             request_id,
             length,
         )
         return head if scope["method"] == "HEAD" else head + self._before + request_id + self._after
 
-    def _count(self, scope: Scope) -> None:
-        REQUESTS_SHED.labels("door").inc()
-        metrics.record(scope, metrics.method_of(scope), 503, (), 0.0)
-        if not self._refused:
-            asyncio.get_running_loop().call_later(TELL_EVERY, self._tell)
-        self._refused += 1
-
     def _tell(self) -> None:
-        log.warning("requests refused: more arrive than this instance can serve", refused=self._refused)
-        self._refused = 0
+        """Tell of all that were refused since the first one that nobody was told of."""
+        for method, refused in self._refused.items():
+            metrics.count_refused(method, refused)
+            REQUESTS_SHED.labels("door").inc(refused)
+        log.warning("requests refused: more arrive than this instance can serve", refused=self._refused.total())
+        self._refused.clear()
+
+
+def _given_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    return next((value.decode("latin-1") for name, value in headers if name == b"x-request-id"), None)
+
+
+def _lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    return b"".join(b"%b: %b\r\n" % pair for pair in headers)

@@ -5,6 +5,7 @@ whatever answers in the end, a route or an error, so nobody has to wrap anybody 
 """
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
@@ -97,6 +98,15 @@ def cookie_of(headers: Headers) -> str | None:
     return session_in(headers.get("cookie", ""))
 
 
+def token_in(headers: Mapping[bytes, bytes]) -> str | None:
+    """Return the token of a request, where each header was sent once."""
+    authorization, cookies = headers.get(b"authorization"), headers.get(b"cookie")
+    if authorization is not None:
+        is_bearer = authorization[:7].lower() == b"bearer "
+        return authorization[7:].strip().decode("latin-1") if is_bearer else None
+    return None if cookies is None else session_in(cookies.decode("latin-1"))
+
+
 def session_in(cookies: str) -> str | None:
     """Return the token among the cookies of a request."""
     return cookie_parser(cookies).get(SESSION_COOKIE)
@@ -123,6 +133,8 @@ def client_address(scope: Scope, headers: Headers, trusted: tuple[IPvAnyNetwork,
     return address
 
 
+# Those of the last moments, as below.
+@lru_cache(maxsize=4096)
 def limit_subject(address: str) -> str:
     """Return under what an address is counted: itself, or the /64 that it is in.
 

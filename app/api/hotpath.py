@@ -9,7 +9,7 @@ gets the same bytes and headers there.
 import asyncio
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from time import perf_counter
@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api import metrics
-from app.api.exchange import out_of_time, resources_of, session_in, timing_of
+from app.api.exchange import out_of_time, resources_of, timing_of, token_in
 from app.api.representations import CACHING, JSON, has, product_tag_of, profile_tag_of
 from app.api.security import CONTENT_POLICY, VARY, fixed_headers
 from app.core import context
@@ -319,7 +319,7 @@ def _read(headers: Iterable[tuple[bytes, bytes]]) -> _Asked | None:
             return None
         if name in _HEEDED:
             heeded.setdefault(name, value)
-    token = _token_of(heeded)
+    token = token_in(heeded)
     if token is None:
         return None
     request_id, tag = heeded.get(b"x-request-id"), heeded.get(b"if-none-match")
@@ -328,11 +328,3 @@ def _read(headers: Iterable[tuple[bytes, bytes]]) -> _Asked | None:
         None if request_id is None else request_id.decode("latin-1"),
         None if tag is None else tag.decode("latin-1"),
     )
-
-
-def _token_of(headers: Mapping[bytes, bytes]) -> str | None:
-    authorization, cookies = headers.get(b"authorization"), headers.get(b"cookie")
-    if authorization is not None:
-        is_bearer = authorization[:7].lower() == b"bearer "
-        return authorization[7:].strip().decode("latin-1") if is_bearer else None
-    return None if cookies is None else session_in(cookies.decode("latin-1"))

@@ -84,6 +84,11 @@ def record(scope: Scope, method: str, status: int, headers: Sequence[tuple[bytes
     meters.record(seconds, _length(scope["headers"]), _length(headers))
 
 
+def count_refused(method: str, number: int) -> None:
+    """Count requests that were refused unseen: they have taken no time, and would make all others look quicker."""
+    _TOTAL.labels(method, "5xx", UNMATCHED).inc(number)
+
+
 def _length(headers: Sequence[tuple[bytes, bytes]]) -> int:
     length = next((value for name, value in headers if name == b"content-length"), b"0")
     return int(length) if length.isdigit() else 0

@@ -1,30 +1,30 @@
-"""The server's HTTP protocol, with three differences: refusals before work, one write an answer, problems for rubbish.
+"""The server's HTTP protocol with four differences: early refusals, one write an answer, one timer, tidy errors.
 
 A request that the door refuses gets no task and no layer, only an answer that is ready. uvicorn writes head and body
-one after the other, which are two system calls here, two packets, and two wake-ups for whoever reads them. Bytes that
-are no request (a control character in a header, a method that does not exist) never reach a middleware; uvicorn by
-itself answers them with a line of plain text, and NGINX passes many of them on.
+one after the other, which are two system calls here, two packets, and two wake-ups for whoever reads them; and it sets
+a timer behind each answer, to call it off at the next request. Bytes that are no request (a control character in a
+header, a method that does not exist) never reach a middleware; uvicorn by itself answers them with a line of plain
+text, and NGINX passes many of them on.
 """
 
 import asyncio
 from typing import Any, cast
+from urllib.parse import unquote
 
 from starlette.datastructures import Headers
 from starlette.types import Scope
-from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from app.api import problems
-from app.api.door import Door
+from app.api.door import CLOSE, Door
 from app.api.security import CONTENT_POLICY
 from app.core import context
 
 # Bytes that wait for more of the same answer. To copy so few costs less than a system call; more than that goes out at
 # once, so that a stream that never waits for its reader cannot fill the memory.
 MOST_GATHERED = 16_384
-CLOSE = (b"connection", b"close")
 
 
 class Protocol(HttpToolsProtocol):
@@ -39,6 +39,7 @@ class Protocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._door: Door | None = app_state.get("door")
+        self._idle_since: float | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Put what gathers an answer in front of the transport."""
@@ -46,25 +47,73 @@ class Protocol(HttpToolsProtocol):
         super().connection_made(plain)
         self.transport = cast("asyncio.Transport", _Gathering(plain, self.loop))
 
-    def on_response_complete(self) -> None:
-        """Send what is gathered: the answer is whole."""
-        cast("_Gathering", self.transport).flush()
-        super().on_response_complete()
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        super().connection_lost(exc)
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        """Begin to serve a request whose head is parsed, and before which all others are answered; or refuse it."""
-        scope = cast("Scope", cycle.scope)
-        if self._door is None or not self._door.refuses(scope):
-            super()._start_asgi_task(cycle, app)
+    def on_response_complete(self) -> None:
+        """Send what is gathered, as the answer is whole; then begin the next request, or wait for one."""
+        cast("_Gathering", self.transport).flush()
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
             return
-        more = [*self.server_state.default_headers]
-        if not cycle.keep_alive and CLOSE not in more:
-            more.append(CLOSE)
-        cycle.response_started = cycle.response_complete = True
-        self.transport.write(self._door.refusal(scope, b"".join(b"%b: %b\r\n" % pair for pair in more)))
-        if CLOSE in more:
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        self._idle_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._wait_for_the_next(self.timeout_keep_alive)
+
+    def _unset_keepalive_if_required(self) -> None:
+        """Note that the connection is not idle; its one timer goes on, as a new one for each request costs more."""
+        self._idle_since = None
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Hang up if the connection has been idle for long enough; if it is busy, its next answer sets the timer."""
+        self.timeout_keep_alive_task = None
+        if self._idle_since is None:
+            return
+        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self._wait_for_the_next(left)
+        else:
+            super().timeout_keep_alive_handler()
+
+    def _wait_for_the_next(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+    def on_headers_complete(self) -> None:
+        """Begin to serve a request whose head is here; or refuse it before anything is made for it."""
+        if self._door is None or not self._refuses(self._door):
+            super().on_headers_complete()
+
+    def _refuses(self, door: Door) -> bool:
+        """Return whether a request has been refused.
+
+        One that comes before the answer to the last one waits for its turn, and whoever reads no answers is given no
+        more of them: both are the gate's to refuse. An upgrade is the server's own affair.
+        """
+        if (self.cycle is not None and not self.cycle.response_complete) or self.flow.write_paused:
+            return False
+        if not door.is_crowded() or self.parser.should_upgrade():
+            return False
+        scope = cast("Scope", self.scope)
+        path, _, scope["query_string"] = self.url.partition(b"?")
+        scope["path"] = unquote(path.decode("latin-1"))
+        scope["method"] = self.parser.get_method().decode("ascii")
+        if not door.refuses(scope):
+            return False
+        keep = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
+        self.cycle = _OVER
+        answer = door.refusal(scope, self.server_state.default_headers, keep=keep)
+        cast("_Gathering", self.transport).write_whole(answer)
+        if not keep or CLOSE in self.server_state.default_headers:
             self.transport.close()
         self.on_response_complete()
+        return True
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002  # uvicorn's name; its text would say nothing new
         """Answer bytes that are no request, and hang up."""
@@ -76,6 +125,16 @@ class Protocol(HttpToolsProtocol):
         head = "\r\n".join([*lines, "connection: close", "", ""]).encode("latin-1")
         self.transport.write(STATUS_LINE[400] + head + bytes(answer.body))
         self.transport.close()
+
+
+class _Over:
+    """What stands for the exchange of a request that was refused: all that uvicorn asks of one that is answered."""
+
+    response_complete = True
+    message_event = asyncio.Event()
+
+
+_OVER = cast("RequestResponseCycle", _Over())
 
 
 class _Gathering:
@@ -97,6 +156,11 @@ class _Gathering:
         if not self._gathered:
             self._loop.call_soon(self.flush)
         self._gathered.append(data)
+
+    def write_whole(self, data: bytes) -> None:
+        """Send an answer of which nothing is to come any more."""
+        self.flush()
+        self._transport.write(data)
 
     def flush(self) -> None:
         """Send what is gathered."""

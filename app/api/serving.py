@@ -16,7 +16,8 @@ import uvicorn
 from uvicorn.supervisors import ChangeReload
 
 from app.api import metrics
-from app.api.protocol import CLOSE, Protocol
+from app.api.door import CLOSE
+from app.api.protocol import Protocol
 from app.core.settings import ServiceSettings
 from app.core.telemetry import logger
 from app.scaling.lifecycle import Lifecycle, Phase

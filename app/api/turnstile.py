@@ -13,7 +13,7 @@ from uuid import UUID
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.exchange import SAFE, bearer_of, cookie_of, exchange_of, limit_subject, resources_of
+from app.api.exchange import SAFE, exchange_of, limit_subject, resources_of, token_in
 from app.scaling.gate import Gate
 
 # What must be answered when nothing else is: probes, and the end of a session that somebody may have stolen.
@@ -127,8 +127,7 @@ def known_caller(scope: Scope) -> UUID | None:
 
     What a token says of itself is not asked: whoever invents tokens would stand in as many lines as they like.
     """
-    headers = Headers(scope=scope)
-    token = bearer_of(headers) or cookie_of(headers)
+    token = token_in(dict(reversed(scope["headers"])))  # the first of each name counts
     return resources_of(scope).admissions.known(token) if token else None
 
 

@@ -26,7 +26,7 @@ import httpx
 import uvloop
 from rich.console import Console
 
-from loadtests.bench.__main__ import LOAD, PASSWORD, RESULTS, Side, machine, pin, serve
+from loadtests.bench.__main__ import LOAD, PASSWORD, RESULTS, Side, machine, pin, serve, spent
 from loadtests.bench.picture import draw_ratios
 from loadtests.bench.servers import servers
 
@@ -174,13 +174,17 @@ def compare(sides: tuple[Side, Side], rounds: int, seconds: float) -> dict[str, 
         token = signed_in.raise_for_status().json()["token"]
     kept: dict[str, list[float]] = {side.name: [] for side in sides}
     peaks: dict[str, list[float]] = {side.name: [] for side in sides}
+    costs: dict[str, list[float]] = {"answer": [], "refusal": []}
     refusals: list[float] = []
     late: list[float] = []
     unsent = 0
     for number in range(rounds + 1):
         for side in sides:
-            peak = uvloop.run(flood(side.urls[0], token, FEW, seconds)).good / seconds
+            begun = spent(side)
+            few = uvloop.run(flood(side.urls[0], token, FEW, seconds))
+            peak, full = few.good / seconds, spent(side)
             flooded = uvloop.run(flood(side.urls[0], token, MANY, seconds, TIMES * peak))
+            ended = spent(side)
             if not number:  # the first round compiles and connects
                 continue
             peaks[side.name].append(peak)
@@ -190,6 +194,9 @@ def compare(sides: tuple[Side, Side], rounds: int, seconds: float) -> dict[str, 
             if side is sides[0]:
                 refusals += flooded.refusals
                 unsent += flooded.unsent
+                costs["answer"].append((full - begun) / few.good)
+                left = ended - full - flooded.statuses.get(200, 0) * costs["answer"][-1]
+                costs["refusal"].append(left / max(1, len(flooded.refusals)))
     ratios = {
         "goodput / peak, with the gate": {"measured": round(statistics.median(kept["gate"]), 2), "at least": 0.8},
     }
@@ -197,6 +204,8 @@ def compare(sides: tuple[Side, Side], rounds: int, seconds: float) -> dict[str, 
         "ratios": ratios,
         "goodput_of_peak": {name: [round(each, 2) for each in of] for name, of in kept.items()},
         "peak_requests_per_second": {name: [round(each) for each in of] for name, of in peaks.items()},
+        # Of the gated instance's CPU; what is not spent on answers, at their price at the peak, is spent on refusals.
+        "cpu_us": {what: round(statistics.median(of) * 1e6) for what, of in costs.items()},
         "refusal_p99_ms": _late(refusals),
         "load": {"late_p99_ms": _late(late), "unsent": unsent},
         "machine": machine(),

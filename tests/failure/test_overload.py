@@ -19,6 +19,8 @@ pytestmark = pytest.mark.postgresql("a lock of a whole table holds the reads up"
 
 CHEAP = "/api/v1/products?limit=1"
 HANGING = "/api/v1/admin/dead-letters"
+# The labels under which the refused are counted: nobody has found their routes.
+ONES = 'handler="none",method="GET",status="5xx"'
 
 
 @asynccontextmanager
@@ -86,7 +88,7 @@ async def test_past_its_places_it_refuses_and_still_answers_health_and_sign_out(
     assert await served(instance)
 
 
-@pytest.mark.sabotage("app/api/protocol.py", "if self._door is None or not self._door.refuses(scope):", "if True:")
+@pytest.mark.sabotage("app/api/protocol.py", "if self._door is None or not self._refuses(self._door):", "if True:")
 async def test_a_refusal_is_made_before_anything_is_begun(
     narrow: tuple[Instance, Callable[[], asyncio.Task[httpx.Response]]], cluster: Cluster
 ) -> None:
@@ -94,10 +96,16 @@ async def test_a_refusal_is_made_before_anything_is_begun(
     async with hanging(cluster) as waits:
         inside = hang()
         await until(waits)
-        before = await refusals(instance)
+        before, answered = await refusals(instance), await counted(instance, "http_requests_total", ONES)
         for answer in await asyncio.gather(*(instance.client.get(CHEAP) for _ in range(number))):
             check_problem(answer, 503, "overloaded")
-        assert await refusals(instance) == before + number
+
+        async def all_are_counted() -> bool:
+            return await refusals(instance) == before + number
+
+        assert await until(all_are_counted), "they are counted together, a second after the first of them"
+        assert await counted(instance, "http_requests_total", ONES) == answered + number
+        assert await counted(instance, "http_request_duration_seconds_count", 'handler="none",method="GET"') == 0
         given = await instance.client.get(CHEAP, headers={"X-Request-ID": "a-request-of-mine"})
         assert check_problem(given, 503, "overloaded")["request_id"] == "a-request-of-mine"
         head = await instance.client.head(CHEAP)
@@ -129,12 +137,16 @@ async def test_an_early_refusal_has_the_headers_of_every_other_problem(
     assert {name: answer.headers[name] for name in same} == {name: other.headers[name] for name in same}
 
 
+async def counted(instance: Instance, name: str, labels: str) -> float:
+    """Return the value of a metric, 0 if there is none yet."""
+    metrics = (await instance.client.get("/metrics")).text
+    found = re.search(rf"^{name}\{{{re.escape(labels)}\}} (\S+)$", metrics, re.MULTILINE)
+    return float(found[1]) if found else 0.0
+
+
 async def refusals(instance: Instance) -> float:
     """Return how many requests were refused before they were begun."""
-    found = re.search(
-        r'^requests_shed_total\{reason="door"\} (\S+)$', (await instance.client.get("/metrics")).text, re.MULTILINE
-    )
-    return float(found[1]) if found else 0.0
+    return await counted(instance, "requests_shed_total", 'reason="door"')
 
 
 async def told_of(instance: Instance) -> bool:

@@ -5,10 +5,16 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 import uvicorn
+from fastapi import FastAPI
+from pydantic import SecretStr
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
+from app.api.door import Door
+from app.api.hotpath import Pages
 from app.api.protocol import MOST_GATHERED, Protocol
+from app.core.settings import ServiceSettings
+from app.scaling.gate import Gate
 
 HEAD = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]}
 STREAM = {"type": "http.response.start", "status": 200, "headers": []}
@@ -38,16 +44,32 @@ class Wire(asyncio.Transport):
         """Nothing is read here."""
 
 
-async def _serve(wire: Wire, app: Callable[[Scope, Receive, Send], Awaitable[None]], request: bytes) -> Protocol:
-    """Have the application answer a request, as far as it can come."""
+async def _serve(
+    wire: Wire, app: Callable[[Scope, Receive, Send], Awaitable[None]], request: bytes, gate: Gate | None = None
+) -> Protocol:
+    """Have the application answer a request, as far as it can come, behind the door of a gate if there is one."""
     config = uvicorn.Config(app, log_config=None, access_log=False)
     config.load()
-    protocol = Protocol(config, ServerState(), {})
+    state = {}
+    if gate is not None:
+        routes = FastAPI()
+        routes.state.pages = Pages()
+        state["door"] = Door(routes, gate, ServiceSettings(secret_key=SecretStr("x" * 32)))
+    protocol = Protocol(config, ServerState(), state)
     protocol.connection_made(wire)
     protocol.data_received(request)
+    await _settle()
+    return protocol
+
+
+async def _settle() -> None:
     for _ in range(5):
         await asyncio.sleep(0)
-    return protocol
+
+
+async def _answer(_scope: Scope, _receive: Receive, send: Send) -> None:
+    await send(HEAD)
+    await send({"type": "http.response.body", "body": b"four"})
 
 
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -58,13 +80,9 @@ GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
 )
 @pytest.mark.parametrize("closing", [False, True])
 async def test_a_whole_answer_is_one_write(*, closing: bool) -> None:
-    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
-        await send(HEAD)
-        await send({"type": "http.response.body", "body": b"four"})
-
     request = GET.replace(b"Host", b"Connection: close\r\nHost") if closing else GET
     wire = Wire()
-    protocol = await _serve(wire, app, request)
+    protocol = await _serve(wire, _answer, request)
     try:
         (answer,) = wire.writes
         assert answer.startswith(b"HTTP/1.1 200")
@@ -90,8 +108,7 @@ async def test_what_a_stream_has_said_is_out_before_it_says_more() -> None:
         (begun,) = wire.writes
         assert begun.endswith(b"5\r\nfirst\r\n")
         more.set()
-        for _ in range(5):
-            await asyncio.sleep(0)
+        await _settle()
         assert wire.writes[1:] == [b"6\r\nsecond\r\n0\r\n\r\n"]
     finally:
         protocol.connection_lost(None)
@@ -116,3 +133,92 @@ async def test_a_stream_that_waits_for_nobody_does_not_heap_up() -> None:
         assert b"".join(wire.writes).endswith(b"0\r\n\r\n")
     finally:
         protocol.connection_lost(None)
+
+
+@pytest.mark.sabotage(
+    "app/api/protocol.py", "(self.cycle is not None and not self.cycle.response_complete) or self.flow", "self.flow"
+)
+async def test_a_refusal_does_not_overtake_the_answer_before_it() -> None:
+    go_on = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await go_on.wait()
+        await _answer(scope, receive, send)
+
+    wire = Wire()
+    protocol = await _serve(wire, app, GET + GET, Gate(1, 0))
+    try:
+        assert wire.writes == []
+        go_on.set()
+        await _settle()
+        first, _ = wire.writes
+        assert first.startswith(b"HTTP/1.1 200")
+    finally:
+        protocol.connection_lost(None)
+
+
+@pytest.mark.parametrize("closing", [False, True])
+@pytest.mark.parametrize("first", [b"", b"HEAD / HTTP/1.1\r\n\r\n"])
+async def test_a_refusal_is_one_write_and_the_connection_goes_on_if_it_may(*, closing: bool, first: bytes) -> None:
+    request = GET.replace(b"Host", b"Connection: close\r\nHost") if closing else GET
+    wire = Wire()
+    protocol = await _serve(wire, _answer, first + request, Gate(0, 0))
+    try:
+        answer = wire.writes[-1]
+        assert answer.startswith(b"HTTP/1.1 503")
+        assert len(wire.writes) == (2 if first else 1)
+        assert answer.count(b"\r\nconnection: close\r\n") == closing
+        assert wire.closed_after == (len(wire.writes) if closing else None)
+    finally:
+        protocol.connection_lost(None)
+
+
+@pytest.mark.sabotage("app/api/protocol.py", " or self.flow.write_paused:", ":")
+async def test_who_reads_no_answers_is_given_no_more_of_them() -> None:
+    wire = Wire()
+    protocol = await _serve(wire, _answer, GET, Gate(0, 0))
+    try:
+        protocol.pause_writing()
+        for _ in range(3):
+            protocol.data_received(GET)
+            await _settle()
+        assert len(wire.writes) == 1
+        protocol.resume_writing()
+        await _settle()
+        assert wire.writes[1].startswith(b"HTTP/1.1 200"), "begun, as whoever sends it an answer waits for its reader"
+    finally:
+        protocol.connection_lost(None)
+
+
+@pytest.mark.sabotage("app/api/protocol.py", "        self._idle_since = None\n\n", "        pass\n\n")
+async def test_one_timer_closes_a_connection_that_is_idle_and_none_that_is_busy() -> None:
+    go_on = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await go_on.wait()
+        await _answer(scope, receive, send)
+
+    wire = Wire()
+    protocol = await _serve(wire, app, GET)
+    try:
+        go_on.set()
+        await _settle()
+        timer = protocol.timeout_keep_alive_task
+        protocol.data_received(GET)
+        await _settle()
+        assert timer is not None
+        assert protocol.timeout_keep_alive_task is timer, "the second answer needs no timer of its own"
+        protocol.timeout_keep_alive_handler()
+        assert not wire.is_closing(), "it was not idle for long enough"
+        go_on.clear()
+        protocol.data_received(GET)
+        protocol.timeout_keep_alive = 0
+        protocol.timeout_keep_alive_handler()
+        assert not wire.is_closing(), "a request is being answered"
+        go_on.set()
+        await _settle()
+        protocol.timeout_keep_alive_handler()
+        assert wire.is_closing()
+    finally:
+        protocol.connection_lost(None)
+    assert protocol.timeout_keep_alive_task is None or protocol.timeout_keep_alive_task.cancelled()
