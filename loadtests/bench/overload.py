@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import statistics
 import sys
 from collections import deque
@@ -39,6 +40,7 @@ FEW = 32
 # As many clients as can wait at once; without a gate each of them soon does, as with a crowd before a shop.
 MANY = 1500
 TICK = 0.002  # seconds between two looks at how many requests are due
+_SHED = re.compile(r'^requests_shed_total\{reason="(\w+)"\} (\S+)$', re.MULTILINE)
 console = Console()
 
 
@@ -202,6 +204,7 @@ def compare(sides: tuple[Side, Side], rounds: int, seconds: float) -> dict[str, 
     }
     return {
         "ratios": ratios,
+        "refused_by": _refused_by(sides[0].urls[0]),
         "goodput_of_peak": {name: [round(each, 2) for each in of] for name, of in kept.items()},
         "peak_requests_per_second": {name: [round(each) for each in of] for name, of in peaks.items()},
         # Of the gated instance's CPU; what is not spent on answers, at their price at the peak, is spent on refusals.
@@ -210,6 +213,12 @@ def compare(sides: tuple[Side, Side], rounds: int, seconds: float) -> dict[str, 
         "load": {"late_p99_ms": _late(late), "unsent": unsent},
         "machine": machine(),
     }
+
+
+def _refused_by(url: str) -> dict[str, int]:
+    """Return how many requests the gated instance has refused in all: before they were begun, by the door, or later."""
+    found = _SHED.findall(httpx.get(f"{url}/metrics").raise_for_status().text)
+    return {reason: int(float(number)) for reason, number in found}
 
 
 def _late(seconds: list[float]) -> float:
