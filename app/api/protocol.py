@@ -39,7 +39,7 @@ class Protocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._door: Door | None = app_state.get("door")
-        self._idle_since: float | None = None
+        self._quiet_since = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Put what gathers an answer in front of the transport."""
@@ -63,24 +63,27 @@ class Protocol(HttpToolsProtocol):
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
             return
-        self._idle_since = self.loop.time()
+        self._quiet_since = self.loop.time()
         if self.timeout_keep_alive_task is None:
             self._wait_for_the_next(self.timeout_keep_alive)
 
     def _unset_keepalive_if_required(self) -> None:
-        """Note that the connection is not idle; its one timer goes on, as a new one for each request costs more."""
-        self._idle_since = None
+        """Note that something has come; the one timer goes on, as a new one for each request costs more."""
+        self._quiet_since = self.loop.time()
 
     def timeout_keep_alive_handler(self) -> None:
-        """Hang up if the connection has been idle for long enough; if it is busy, its next answer sets the timer."""
+        """Hang up if nothing has come for long enough; while a request is answered, its answer sets the timer."""
         self.timeout_keep_alive_task = None
-        if self._idle_since is None:
+        if self._is_answering():
             return
-        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        left = self._quiet_since + self.timeout_keep_alive - self.loop.time()
         if left > 0:
             self._wait_for_the_next(left)
         else:
             super().timeout_keep_alive_handler()
+
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
 
     def _wait_for_the_next(self, seconds: float) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
@@ -96,7 +99,7 @@ class Protocol(HttpToolsProtocol):
         One that comes before the answer to the last one waits for its turn, and whoever reads no answers is given no
         more of them: both are the gate's to refuse. An upgrade is the server's own affair.
         """
-        if (self.cycle is not None and not self.cycle.response_complete) or self.flow.write_paused:
+        if self._is_answering() or self.flow.write_paused:
             return False
         if not door.is_crowded() or self.parser.should_upgrade():
             return False

@@ -136,7 +136,7 @@ async def test_a_stream_that_waits_for_nobody_does_not_heap_up() -> None:
 
 
 @pytest.mark.sabotage(
-    "app/api/protocol.py", "(self.cycle is not None and not self.cycle.response_complete) or self.flow", "self.flow"
+    "app/api/protocol.py", "if self._is_answering() or self.flow.write_paused:", "if self.flow.write_paused:"
 )
 async def test_a_refusal_does_not_overtake_the_answer_before_it() -> None:
     go_on = asyncio.Event()
@@ -190,7 +190,7 @@ async def test_who_reads_no_answers_is_given_no_more_of_them() -> None:
         protocol.connection_lost(None)
 
 
-@pytest.mark.sabotage("app/api/protocol.py", "        self._idle_since = None\n\n", "        pass\n\n")
+@pytest.mark.sabotage("app/api/protocol.py", "        if self._is_answering():\n            return\n", "")
 async def test_one_timer_closes_a_connection_that_is_idle_and_none_that_is_busy() -> None:
     go_on = asyncio.Event()
 
