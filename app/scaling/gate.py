@@ -75,7 +75,7 @@ class Gate:
         """Return whether a request that was just announced had better be refused now.
 
         That is so when the queue is full and its caller has an even share of it, and when as many turns as are to come
-        before it took longer than it should wait.
+        before it take longer than it should wait.
         """
         ahead = self._waiting + self._coming - 1 - self._free
         line = len(self._lines.get(caller, ())) + self._coming_of[caller]
@@ -83,12 +83,19 @@ class Gate:
         if ahead >= self._queue and line >= self._queue // lines:
             return True
         before = min(ahead, lines * (line + 1))
-        if before > 0 and not self._free:
-            since = self._turns[-before] if before <= len(self._turns) else self._full_since
-            if asyncio.get_running_loop().time() - since > self._patience * FORESEEN:
-                return True
+        if before > 0 and not self._free and before * self._seconds_a_turn() > self._patience * FORESEEN:
+            return True
         self._coming_of[caller] += 1
         return False
+
+    def _seconds_a_turn(self) -> float:
+        """Return how long a turn took of late.
+
+        All that are remembered count: turns come in bursts, and behind one the queue looks quick to whoever sees only
+        the last few. Whole crowds would be begun then, and refused when that costs ten times as much.
+        """
+        since = self._turns[0] if len(self._turns) == self._turns.maxlen else self._full_since
+        return (asyncio.get_running_loop().time() - since) / max(1, len(self._turns))
 
     def _begin(self) -> None:
         self._coming = 0

@@ -156,11 +156,29 @@ async def test_refusal_is_foreseen_for_whom_the_turns_come_too_slowly(monkeypatc
     assert await foreseen(), "three are to come first, and not one turn came in half of the patience"
     for _ in range(2):
         await work.finish_one()
-    assert not await foreseen(), "one is to come first, and the last turn came just now"
+    assert not await foreseen(), "one is to come first, and two came in half of the patience"
     clock.now += 31
     assert await foreseen()
     await work.finish_one()
     assert not await foreseen(), "it would be the next"
+    await work.end()
+
+
+@pytest.mark.sabotage(
+    "app/scaling/gate.py",
+    "self._turns[0] if len(self._turns) == self._turns.maxlen else self._full_since",
+    "self._turns[-1] if self._turns else self._full_since",
+)
+async def test_turns_that_come_in_bursts_do_not_make_the_queue_look_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, work = Clock(monkeypatch), Work(Gate(places=1, queue=10, patience=60))
+    for _ in range(9):
+        await work.send("flood")
+    clock.now += 40
+    for _ in range(5):
+        await work.finish_one()
+    await work.send("flood")
+    assert not work.gate.announce()
+    assert work.gate.foresees_refusal("flood"), "four are to come first, and five came at once, but in 40 s"
     await work.end()
 
 
