@@ -4,8 +4,10 @@ Whatever was killed meanwhile: an order is at its end, charged once or not at al
 invoices and the provider's ledger add up. What fails tells everything that is known of the order.
 """
 
+import asyncio
 import subprocess
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -90,10 +92,29 @@ async def open_messages(shop: Shop) -> int:
     return row.n if row else 0
 
 
-async def has_begun(shop: Shop) -> bool:
-    """Return whether any task of any order is done."""
+async def tasks_done(shop: Shop) -> int:
+    """Return how many tasks of all orders are done."""
     async with shop.apart.resources.database.writer() as writer:
-        return bool(await writer.all(select(receipts.c.task).limit(1)))
+        row = await writer.first(select(func.count().label("n")).select_from(receipts))
+    return row.n if row else 0
+
+
+async def as_long_as_it_goes_on(
+    so: Callable[[], Awaitable[bool]], progress: Callable[[], Awaitable[int]], seconds: float
+) -> None:
+    """Wait until it is so, however long a busy machine takes for it.
+
+    Raises:
+        TimeoutError: for so many seconds there was no `progress`.
+    """
+    most = -1
+    while True:
+        async with asyncio.timeout(seconds):
+            while (now := await progress()) <= most:
+                if await so():
+                    return
+                await asyncio.sleep(0.1)
+        most = now
 
 
 async def told(shop: Shop, order: Order) -> str:

@@ -9,11 +9,23 @@ import os
 import signal
 import sys
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
 from apart import answers, apart_from, running_redis
-from books import Processes, check_books, check_orders, has_begun, made, mails, open_messages, place, unsettled
+from books import (
+    Processes,
+    as_long_as_it_goes_on,
+    check_books,
+    check_orders,
+    made,
+    mails,
+    open_messages,
+    place,
+    tasks_done,
+    unsettled,
+)
 from conftest import PATIENCE, until
 from sagas import Shop
 
@@ -24,8 +36,9 @@ pytest_plugins = ("apart",)
 
 OUTAGE = float(os.environ.get("BROKER_OUTAGE", "4"))  # seconds
 ORDERS = int(os.environ.get("CRASH_ORDERS", "30"))
-# A worker asks a broker that is away every 2, 4, 6 … s; what was lost comes again after 5, 10 and 20 s.
-LONG = 6 * PATIENCE + OUTAGE + ORDERS  # seconds
+# Seconds without a task done: a worker asks a broker that is away every 2, 4, 6 … s, and what was lost comes again
+# after 5, 10, 20 … s.
+LONG = 3 * PATIENCE
 PIECES = 1000
 CHILDREN = 2
 
@@ -56,7 +69,7 @@ async def test_orders_are_accepted_while_the_broker_is_away_and_come_right_after
                 for number in range(ORDERS):
                     if number == ORDERS // 4:
                         # So that it goes away in the middle of work.
-                        await until(has_begun, shop)
+                        await until(tasks_done, shop)
                         away = asyncio.create_task(outage())
                     placed.append(await place(shop, customer, product, "tok_ok"))
                     if away is not None and not away.done():
@@ -67,7 +80,7 @@ async def test_orders_are_accepted_while_the_broker_is_away_and_come_right_after
                 async def settled() -> bool:
                     return not await open_messages(shop)
 
-                await until(settled, seconds=LONG)
+                await as_long_as_it_goes_on(settled, partial(tasks_done, shop), LONG)
             except TimeoutError:
                 pytest.fail(await unsettled(shop, placed))
             finally:

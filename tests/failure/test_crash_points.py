@@ -10,23 +10,37 @@ import os
 import random
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from apart import apart_from
-from books import Processes, check_books, check_orders, made, open_messages, place, told, unsettled
-from conftest import PATIENCE, until
+from books import (
+    Processes,
+    as_long_as_it_goes_on,
+    check_books,
+    check_orders,
+    made,
+    open_messages,
+    place,
+    tasks_done,
+    told,
+    unsettled,
+)
+from conftest import PATIENCE
 from crashing import EFFECTS, POINTS
 from sagas import Shop
+from sqlalchemy import select
 
 from app.domain.orders.mail import Kind
 from app.domain.orders.rules import Step
+from app.domain.orders.tables import orders
 from deploy.local.cluster import Cluster
 
 ORDERS = int(os.environ.get("CRASH_ORDERS", "30"))
 SEED = int(os.environ.get("CRASH_SEED", "7"))
-LONG = 6 * PATIENCE + 2 * ORDERS  # seconds; each death costs a fork, and what was lost comes again after 5 s
+LONG = 3 * PATIENCE  # seconds without a task done or a death: what was lost comes again after 5, 10, 20 … s
 SCARCE = 3  # pieces of a product that more want
 PIECES = 100_000
 # Points that only an order meets whose customer cancels it once it is confirmed.
@@ -66,27 +80,30 @@ async def test_every_order_comes_right_whatever_is_killed_wherever(shop: Shop, t
     crashing = [sys.executable, str(Path(__file__).with_name("crashing.py"))]
     commands = {kind: [*crashing, kind, str(tmp_path)] for kind in ("worker", "relay")}
     processes = Processes(shop.apart.environment, tmp_path, commands)
-    to_cancel, flushed = list(regretted), False
+    to_cancel, flushed = {order.id: order for order in regretted}, False
 
     async def settled() -> bool:
         nonlocal flushed
         processes.keep_up()
-        for order in [order for order in to_cancel if (await shop.now(order)).step is Step.CONFIRMED]:
-            await shop.apart.resources.orders.cancel(order.profile_id, order.id)
-            to_cancel.remove(order)
+        for order_id in await confirmed(shop, to_cancel):
+            await shop.apart.resources.orders.cancel(to_cancel[order_id].profile_id, order_id)
+            del to_cancel[order_id]
         if not flushed and deaths_in(tmp_path).total() > len(POINTS) // 3:
             await shop.apart.broker.flushdb()
             flushed = True
         return not to_cancel and not await open_messages(shop)
 
+    async def progress() -> int:
+        return deaths_in(tmp_path).total() + await tasks_done(shop)
+
     try:
-        await until(settled, seconds=LONG)
+        await as_long_as_it_goes_on(settled, progress, LONG)
     except TimeoutError:
         pytest.fail(f"seed {SEED}: not settled after {deaths_in(tmp_path)}\n{await unsettled(shop, placed)}")
     finally:
         await asyncio.to_thread(processes.end)
     assert flushed
-    assert deaths_in(tmp_path) == {point.replace(" ", "-"): len(orders) for point, orders in plan.items()}, SEED
+    assert deaths_in(tmp_path) == {point.replace(" ", "-"): len(those) for point, those in plan.items()}, SEED
     repeated = {f"{kind}.{order}" for kind in Kind for order in plan[f"mail.{kind} after"]}
     sold = await check_orders(shop, placed, repeated)
     assert sold == Counter({scarce.id: SCARCE, plenty.id: len(kept)})
@@ -122,6 +139,13 @@ async def test_what_is_told_of_an_order_shows_its_refund_here_and_at_the_provide
     facts = dict(line.split(": ", 1) for line in (await told(shop, order)).splitlines())
     assert "'refunded'" in facts["payments"]
     assert f"'refunded': {order.amount}" in facts["ledger"]
+
+
+async def confirmed(shop: Shop, those: Collection[UUID]) -> list[UUID]:
+    """Return which of the orders with these ids are confirmed."""
+    async with shop.apart.resources.database.writer() as writer:
+        is_confirmed = (orders.c.step == Step.CONFIRMED) & orders.c.id.in_(those)
+        return [row.id for row in await writer.all(select(orders.c.id).where(is_confirmed))]
 
 
 def deaths_in(folder: Path) -> Counter[str]:

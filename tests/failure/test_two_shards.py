@@ -6,6 +6,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -13,6 +14,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import httpx
 import pytest
+from books import as_long_as_it_goes_on
 from conftest import ENVIRONMENT, PATIENCE, Customer, until
 from moving import HANDED_OVER, HELD, POINTS
 
@@ -257,16 +259,13 @@ async def test_a_mover_that_is_killed_again_and_again_loses_and_doubles_nothing_
 
 async def everything_is_done(sharded: Cluster) -> None:
     """Wait until no message waits on any shard, as long as any is done meanwhile."""
-    done = -1
 
     async def sum_of(what: str) -> int:
         statement = f"SELECT count(*) FROM outbox WHERE {what}"  # noqa: S608  # our own words
         return sum([await count(sharded, node, statement) for node in PRIMARIES])
 
-    async def one_more_or_all() -> bool:
-        return await sum_of("done_at IS NULL") == 0 or await sum_of("done_at IS NOT NULL") > done
+    async def none_waits() -> bool:
+        return await sum_of("done_at IS NULL") == 0
 
-    while await sum_of("done_at IS NULL"):
-        # A task that met the fence comes again by its row, four times `WORKER_STALE_AFTER` later at the latest.
-        await until(one_more_or_all, seconds=2 * PATIENCE)
-        done = await sum_of("done_at IS NOT NULL")
+    # A task that met the fence comes again by its row, four times `WORKER_STALE_AFTER` later at the latest.
+    await as_long_as_it_goes_on(none_waits, partial(sum_of, "done_at IS NOT NULL"), 2 * PATIENCE)
