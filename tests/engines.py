@@ -147,6 +147,13 @@ def elsewhere(url: str | None, database: str) -> str:
     return urlsplit(url or "")._replace(path=f"/{database}").geturl()
 
 
+async def is_level(primary: str | None, replica: str | None) -> bool:
+    """Return whether a replica has replayed all that its primary has; both are URLs."""
+    (now,) = await ask(primary, WORDS.position)
+    (row,) = await ask(replica, WORDS.has_replayed, arguments=(now["position"],))
+    return bool(row["so"])
+
+
 @asynccontextmanager
 async def database_at(url: str | None, name: str) -> AsyncIterator[str]:
     """Make an empty database on a primary, yield its URL, and drop it, whoever uses it."""

@@ -35,7 +35,7 @@ def empty_database(cluster: Cluster) -> AbstractAsyncContextManager[str]:
 async def test_an_instance_that_is_told_to_go_fails_readiness_at_once_and_serves_on(
     new_instance: Callable[..., Awaitable[Instance]],
 ) -> None:
-    instance = await new_instance(DRAIN_SECONDS="1.5")
+    instance = await new_instance(DRAIN_SECONDS="3")
     await until(ready, instance)
     told = asyncio.get_running_loop().time()
     instance.tell()
@@ -51,8 +51,8 @@ async def test_an_instance_that_is_told_to_go_fails_readiness_at_once_and_serves
         assert answer.headers["connection"] == "close"
         served += 1
     lasted = asyncio.get_running_loop().time() - told
-    assert served > 10
-    assert lasted >= 1.5
+    assert served
+    assert lasted >= 3
     assert await instance.ended() == 0
     assert "Traceback" not in instance.log.read_text()
 
