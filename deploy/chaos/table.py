@@ -2,17 +2,20 @@
 
     python -m deploy.chaos.table [--seconds 3] [--only redis]
 
-It writes `loadtests/bench/results/failures.json` and the rows between the two marks of
-`docs/patterns/failure-table.md`; with `--only` it plays the cells whose name has that part, and prints.
+It writes `loadtests/bench/results/failures.json` and what stands between the two marks of
+`docs/patterns/failure-table.md`, unless a promise was broken; with `--only` it plays the cells whose name has that
+part, and writes nothing.
 """
 
 import argparse
 import asyncio
 import json
+import os
 import random
 import sys
 import tempfile
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +43,18 @@ def main() -> int:
         played = asyncio.run(_play(cells, chosen.seconds))
     except ClusterError as error:
         sys.exit(str(error))
+    if any(each.problems for each in played):
+        console.print("A promise was broken, as told above: nothing is written down.")
+        return 1
     if not chosen.only:
-        told = {"seconds": chosen.seconds, "cells": [entry(each) for each in played]}
+        measured = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "cores": os.cpu_count()}
+        told = {"measured": measured, "seconds": chosen.seconds, "cells": [entry(each) for each in played]}
         RESULTS.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
         before, _, rest = PAGE.read_text(encoding="utf-8").partition(FIRST)
         _, _, after = rest.partition(LAST)
-        PAGE.write_text(f"{before}{FIRST}\n\n{rows(told['cells'])}\n{LAST}{after}", encoding="utf-8")
-    return 1 if any(each.problems for each in played) else 0
+        when = f"On {measured['date']}, on {measured['cores']} cores."
+        PAGE.write_text(f"{before}{FIRST}\n\n{when}\n\n{rows(told['cells'])}\n{LAST}{after}", encoding="utf-8")
+    return 0
 
 
 async def _play(cells: list[Fault], seconds: float) -> list[Played]:
