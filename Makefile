@@ -11,6 +11,16 @@ SCENARIO ?= baseline
 USERS ?= 20
 DURATION ?= 60s
 TOOL ?= k6
+# Of `make test-failure`: the failure tests that `make test` runs in a short form only, and how long they are here.
+LONG_FORMS := $(addprefix tests/failure/test_,crash_points.py broker_outage.py failure_table.py two_shards.py demo_interrupted.py)
+CRASH_ORDERS ?= 200
+# Other deaths each time; a run that fails prints its seed.
+CRASH_SEED ?= $(shell date +%M%S)
+BROKER_OUTAGE ?= 60
+MOVER_DEATHS ?= all
+DEMO_ENDS ?= all
+FAILURE_TABLE ?= all
+STORM_SECONDS ?= 60
 
 # A home that cannot be written (a service account, a container) gets its cache beside the packages.
 export UV_CACHE_DIR ?= $(shell [ -w "$${HOME:-/nonexistent}" ] || echo "$(CURDIR)/.venv/.cache")
@@ -47,9 +57,10 @@ else
 	$(BIN)/python -m pytest
 endif
 
-test-failure: $(STAMP) ## The failure tests in their long form: every fault, 200 orders, a mover killed at 7 points (CRASH_SEED=7)
-	CRASH_ORDERS=200 CRASH_SEED=$(or $(CRASH_SEED),$(shell date +%M%S)) BROKER_OUTAGE=60 MOVER_DEATHS=all FAILURE_TABLE=all STORM_SECONDS=60 \
-	  $(BIN)/python -m pytest tests/failure
+test-failure: $(STAMP) ## What breaks, in its long form: every fault, 200 orders, a mover killed at 7 points; settable
+	CRASH_ORDERS=$(CRASH_ORDERS) CRASH_SEED=$(CRASH_SEED) BROKER_OUTAGE=$(BROKER_OUTAGE) MOVER_DEATHS=$(MOVER_DEATHS) DEMO_ENDS=$(DEMO_ENDS) \
+	  FAILURE_TABLE=$(FAILURE_TABLE) STORM_SECONDS=$(STORM_SECONDS) \
+	  $(BIN)/python -m pytest $(LONG_FORMS)
 
 tutorial: $(STAMP) ## Do docs/tutorial.md on a copy of the project, and run the tests that it ends with
 	$(BIN)/python -m pytest tests/deploy/test_tutorial.py
