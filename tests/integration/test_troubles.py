@@ -21,6 +21,7 @@ from app.core.ids import new_id
 from app.domain.profiles.rules import NewProfile
 from app.domain.reports.tables import bought_together as rows
 from app.domain.sessions import service as sessions
+from app.scaling import dialect
 from app.scaling.database import Database
 from app.scaling.dialect import Rows, cut
 from app.scaling.lookup import Lookup
@@ -52,6 +53,29 @@ async def test_a_slow_query_times_out_and_costs_no_replica_its_reads(hasty: Data
         await hasty.reader().first(text(WORDS.sleep))
     assert refusal.value.code == "database_timeout"
     assert healthy(hasty) == [True, True]
+
+
+@pytest.mark.sabotage(
+    path="app/scaling/dialect/__init__.py",
+    take_out='raise ConnectionError("the server has hung up") if new else DisconnectionError("the server has hung up")',
+    put='raise DisconnectionError("the server has hung up")',
+)
+async def test_a_primary_that_hangs_up_on_new_connections_too_is_an_outage(
+    hasty: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def write() -> None:
+        async with hasty.writer() as writer:
+            await writer.first(text("SELECT 1"))
+
+    await write()  # one connection is in the pool
+    # As a primary that is killed again and again: each connection is cut before anything is asked over it.
+    monkeypatch.setattr(dialect, "is_cut", lambda _connection: True)
+    for _ in range(2):  # with the one of before, and with none
+        with pytest.raises(Unavailable) as refusal:
+            await write()
+        assert refusal.value.code == "database_down"
+    monkeypatch.undo()
+    await write()
 
 
 async def test_a_slow_statement_of_a_write_times_out(hasty: Database) -> None:

@@ -134,13 +134,16 @@ def create_engine(url: str, settings: DatabaseSettings, *, autocommit: bool, nam
     return engine
 
 
-def _replace_cut(connection: Any, _record: Any, _proxy: Any) -> None:
+def _replace_cut(connection: Any, record: Any, _proxy: Any) -> None:
     """Have the pool replace a connection whose server has hung up, before anybody pays for it with a failed request.
 
-    After a restart every pooled connection of every instance is so.
+    After a restart every pooled connection of every instance is so. A new one that is cut already is not replaced: the
+    server is going down, and SQLAlchemy, which tries twice, would then say that its caller has made a mistake.
     """
+    new = not record.info.get("was used")
+    record.info["was used"] = True  # until the record gets another connection
     if is_cut(connection.driver_connection):
-        raise DisconnectionError("the server has hung up")
+        raise ConnectionError("the server has hung up") if new else DisconnectionError("the server has hung up")
 
 
 def _drop_demoted(failure: ExceptionContext) -> None:

@@ -84,6 +84,12 @@ def create_engine(
         except TimeoutError as error:
             # Nobody answered the door. A statement that takes too long is another matter.
             raise ConnectionError("the server did not accept the connection in time") from error
+        except DRIVER_ERRORS as error:
+            if trouble(error) is not Trouble.LOST:
+                raise
+            # Said here, because of a connection that is asked of the pool alone SQLAlchemy tells in a class of its own
+            # that is neither the driver's nor its usual one.
+            raise ConnectionError("the server did not accept the connection") from error
         connection.positions = positions
         return connection
 
