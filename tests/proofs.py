@@ -14,7 +14,7 @@ from sabotages import Claim, Sabotage
 
 PROVED = "proved"
 SURVIVES = "**survives**"
-BROKEN = "**fails as it is**"
+BROKEN = "**does not pass as it is**"
 UNTRIED = "not tried yet"
 WIDTH = 60  # characters of a piece of code, enough to know it by
 HEAD = """# Proofs

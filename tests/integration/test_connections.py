@@ -119,9 +119,9 @@ async def test_many_clients_share_a_few_connections_through_pgbouncer_in_transac
     async with pgbouncer(cluster, tmp_path) as url:
         address = quiet_settings.database.shards[0].model_copy(update={"primary": url, "replicas": ()})
         settings = quiet_settings.database.model_copy(
-            # A transaction waits for one of few connections to be free, behind the pooler.
+            # A transaction waits for one of few connections to be free, behind the pooler; so does the watcher.
             update={"shards": (address,), "pooler": "transaction", "pool_size": CLIENTS, "pool_timeout": 10.0,
-                    "primary_read_cap": CLIENTS}
+                    "watch_timeout": 10.0, "primary_read_cap": CLIENTS}
         )  # fmt: skip
         database = Database(settings)
         await database.start()
