@@ -54,7 +54,8 @@ class Proofs:
     def holds(self, sabotage: Sabotage) -> bool:
         """Return whether it is proved for what test and code are now."""
         outcome = self._read().get(_key(sabotage))
-        return outcome is not None and (outcome.result, outcome.contents) == (PROVED, sabotage.contents)
+        wanted = (PROVED, sabotage.contents)
+        return outcome is not None and (outcome.result, outcome.contents) == wanted
 
     def note(self, sabotage: Sabotage, result: str) -> None:
         """Write down what came of one."""

@@ -5,11 +5,12 @@
     python tests/prove.py NAME         only the tests whose name contains NAME
     python tests/prove.py --check      only whether every claim's file and test are there, and every sabotage fits
 
-A sabotage is applied to a copy of the tree, so a run that is cut off leaves nothing behind. The tests of a module run
-as they are first, together, on a cluster that stays up. Those that need only servers run on it too when their features
-are out, one after the other: those that fail then, and pass again right afterwards as they are, together, have failed
-for the sabotage. All others, also those that pass there because the code is the cluster's own processes', get a cluster
-that runs the changed code.
+All runs are in copies of the tree as it was at the start: a run that is cut off leaves nothing behind, and a test that
+fails because it is in a copy is not taken for one that fails without its feature. The tests of a module run as they are
+first, together, on a cluster that stays up. Those that need only servers run on it too when their features are out, one
+after the other: those that fail then, and pass again right afterwards as they are, together, have failed for the
+sabotage. All others, also those that pass there because the code is the cluster's own processes', get a cluster that
+runs the changed code.
 Modules are proved side by side, as many as the setting JOBS says, each by a process with a cluster of its own.
 """
 
@@ -65,19 +66,23 @@ def copy_tree(into: Path) -> None:
 
 
 @contextmanager
-def sabotaged(sabotage: Sabotage) -> Iterator[Path]:
-    """Yield a copy of the tree whose feature is taken out."""
+def sabotaged(sabotage: Sabotage, tree: Path) -> Iterator[Path]:
+    """Yield a copy of a tree whose feature is taken out."""
     with tempfile.TemporaryDirectory(prefix="prove-") as folder:
-        tree = Path(folder)
-        copy_tree(tree)
-        sabotage.apply(tree)
-        yield tree
+        copy = Path(folder) / "tree"
+        shutil.copytree(tree, copy, symlinks=True)
+        sabotage.apply(copy)
+        yield copy
 
 
 class Bench:
-    """Runs tests on one engine, of any tree; its cluster starts when it is first needed, and stays until `close`."""
+    """Runs tests on one engine, of a tree and of changed copies of it.
 
-    def __init__(self, database: str, runner: Runner) -> None:
+    Its cluster starts when it is first needed, and stays until `close`.
+    """
+
+    def __init__(self, tree: Path, database: str, runner: Runner) -> None:
+        self._tree = tree
         self._database = database
         self._runner = runner
         self._cluster: Cluster | None = None
@@ -123,10 +128,10 @@ class Bench:
         """Return those of the tests that pass as they are, with the seconds they take; tell of the others."""
         standing = any(sabotage.servers for sabotage in sabotages)
         tests = list(dict.fromkeys(sabotage.test for sabotage in sabotages))
-        took = self.run(ROOT, tests, standing=standing).took
+        took = self.run(self._tree, tests, standing=standing).took
         for test in tests:
             if test not in took:
-                alone = self.run(ROOT, [test], standing=standing)
+                alone = self.run(self._tree, [test], standing=standing)
                 took |= alone.took
                 if not alone.took:
                     print(alone.said)
@@ -134,13 +139,13 @@ class Bench:
 
     def fails_here(self, sabotage: Sabotage, patience: float) -> bool:
         """Return whether the test fails on the standing cluster when its feature is taken out."""
-        with sabotaged(sabotage) as tree:
+        with sabotaged(sabotage, self._tree) as tree:
             return self.run(tree, [sabotage.test], standing=True, patience=patience, hangs=HANGS).passed is False
 
     def fails_alone(self, sabotage: Sabotage) -> bool:
         """Return whether the test fails on what it starts itself when its feature is out; tell of it if it does not."""
         hangs = UNIT_HANGS if sabotage.module.startswith("tests/unit/") else HANGS
-        with sabotaged(sabotage) as tree:
+        with sabotaged(sabotage, self._tree) as tree:
             run = self.run(tree, [sabotage.test], standing=False, patience=PATIENCE, hangs=hangs)
         if run.passed is not False:
             print(run.said)
@@ -154,7 +159,7 @@ class Bench:
         tests = list(dict.fromkeys(each.test for each in failed))
         again: dict[str, float] = {}
         if tests:
-            again = self.run(ROOT, tests, standing=True, patience=max(patience[test] for test in tests)).took
+            again = self.run(self._tree, tests, standing=True, patience=max(patience[test] for test in tests)).took
         if len(again) < len(tests):
             self.close()  # it was left in a state in which nothing can be told
         # Had the machine become slower meanwhile, the little patience could be what failed them.
@@ -176,12 +181,12 @@ def prove_room(bench: Bench, room: list[Sabotage], note: Callable[[Sabotage, str
     return held
 
 
-def prove(rooms: Iterator[list[Sabotage]], note: Callable[[Sabotage, str], None]) -> bool:
+def prove(tree: Path, rooms: Iterator[list[Sabotage]], note: Callable[[Sabotage, str], None]) -> bool:
     """Prove one module after the other, and return whether all held; one without a cluster is left untried."""
     held = True
     with Runner() as runner:
         for database, of_engine in groupby(rooms, lambda room: room[0].database):
-            bench = Bench(database, runner)
+            bench = Bench(tree, database, runner)
             try:
                 for room in of_engine:
                     try:
@@ -202,8 +207,8 @@ def _place(sabotage: Sabotage) -> tuple[str, bool, bool, str]:
     return sabotage.database, long, sabotage.servers, sabotage.module
 
 
-def prove_side_by_side(sabotages: list[Sabotage], proofs: Proofs, jobs: int) -> bool:
-    """Share the modules among so many processes; return whether all held."""
+def prove_side_by_side(tree: Path, sabotages: list[Sabotage], proofs: Proofs, jobs: int) -> bool:
+    """Share the modules of a tree among so many processes; return whether all held."""
     rooms = [list(room) for _, room in groupby(sorted(sabotages, key=_place), _place)]
     # Forked, because what was collected is here already.
     context = multiprocessing.get_context("fork")
@@ -223,7 +228,7 @@ def prove_side_by_side(sabotages: list[Sabotage], proofs: Proofs, jobs: int) -> 
             print(f"{result.strip('*')}  {sabotage.test}  without {sabotage.path}", flush=True)
 
     def work() -> None:
-        sys.exit(not prove(next_rooms(), note))
+        sys.exit(not prove(tree, next_rooms(), note))
 
     workers = [context.Process(target=work) for _ in range(min(jobs, len(rooms)))]
     try:
@@ -255,9 +260,12 @@ def main(arguments: list[str]) -> int:
         return 1
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("Ended; the next run goes on here."))
     proofs = Proofs(TABLE, claims, found.sabotages)
-    if not names and "--again" not in arguments:
-        wanted = [sabotage for sabotage in wanted if not proofs.holds(sabotage)]
-    return 0 if prove_side_by_side(wanted, proofs, int(os.environ.get("JOBS", JOBS))) else 1
+    # Asked of all, so that what each is of is known before the copy.
+    untried = [sabotage for sabotage in wanted if not proofs.holds(sabotage)]
+    wanted = wanted if names or "--again" in arguments else untried
+    with tempfile.TemporaryDirectory(prefix="prove-tree-") as folder:
+        copy_tree(Path(folder))
+        return 0 if prove_side_by_side(Path(folder), wanted, proofs, int(os.environ.get("JOBS", JOBS))) else 1
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import io
 import re
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -47,9 +48,12 @@ class Sabotage:
         """The file of the test."""
         return self.test.partition("::")[0]
 
-    @property
+    @cached_property
     def contents(self) -> str:
-        """Eight characters that change with the test's file, the file that is changed, and the change."""
+        """Eight characters that change with the test's file, the file that is changed, and the change.
+
+        As they are when it is first asked: what is proved is proved of these, whatever is written meanwhile.
+        """
         files = [(ROOT / name).read_bytes() for name in (self.module, self.path)]
         return hashlib.sha256(b"\0".join([*files, self.take_out.encode(), self.put.encode()])).hexdigest()[:8]
 
