@@ -67,6 +67,8 @@ def create_celery(settings: Settings) -> Celery:
         worker_enable_remote_control=False,  # the metrics and the outbox say what a worker does; nobody commands it
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,  # a broker that comes back after an hour finds its workers waiting
+        # Nor does one that answers and refuses: that is full, or has become a replica in a failover.
+        broker_channel_error_retry=True,
         broker_connection_timeout=CONNECT_SECONDS,
         broker_transport_options={
             "visibility_timeout": settings.workers.visibility_timeout,
