@@ -1,7 +1,8 @@
 """Redis is killed while orders come in, and is back empty after a while: all are accepted, and all come right.
 
 It is everything that a Redis is here: cache, limits, positions, the event stream and the broker, whose messages are
-gone. `BROKER_OUTAGE=60 CRASH_ORDERS=200` is the long form, as `make test-failure` runs it.
+gone. `BROKER_OUTAGE=60 CRASH_ORDERS=200` is the long form, as `make test-failure` runs it. A Redis that answers and
+refuses everything, as a replica does after a failover, ends no worker either.
 """
 
 import asyncio
@@ -91,3 +92,41 @@ async def test_orders_are_accepted_while_the_broker_is_away_and_come_right_after
             sent = await mails(cluster)
             assert sum(sent[mail] - 1 for mail in mailed) <= CHILDREN
             await check_books(shop, {product.id: PIECES - ORDERS}, ORDERS)
+
+
+@pytest.mark.sabotage("workers/broker.py", "        broker_channel_error_retry=True,\n", "")
+async def test_a_worker_outlives_a_broker_that_answers_and_refuses(
+    cluster: Cluster, tmp_path: Path, free_port: int
+) -> None:
+    environment = {"REDIS_URL": f"redis://127.0.0.1:{free_port}/0", "WORKER_CONCURRENCY": str(CHILDREN)}
+    with running_redis(free_port, tmp_path):
+        await until(answers, free_port)
+        async with apart_from(cluster, **environment) as apart:
+            shop = await Shop(apart, cluster).open()
+            product, customer = await made(shop, PIECES), await shop.customer()
+            commands = {name: [sys.executable, "-m", "app.cli", name] for name in ("worker", "relay")}
+            # Nobody starts again what dies.
+            processes = Processes(apart.environment, tmp_path, commands)
+            processes.keep_up()
+
+            async def settled() -> bool:
+                return not await open_messages(shop)
+
+            async def refused() -> bool:
+                return b"read only replica" in (tmp_path / "worker.log").read_bytes()
+
+            placed = []
+            try:
+                placed.append(await place(shop, customer, product, "tok_ok"))
+                await until(settled, seconds=LONG)
+                # A failover has made it a replica, of a primary that is gone.
+                await apart.resources.redis.client.replicaof("127.0.0.1", "1")
+                await until(refused, seconds=LONG)
+                await apart.resources.redis.client.replicaof("NO", "ONE")
+                placed.append(await place(shop, customer, product, "tok_ok"))
+                await until(settled, seconds=LONG)
+            except TimeoutError:
+                pytest.fail(await unsettled(shop, placed))
+            finally:
+                await asyncio.to_thread(processes.end)
+            await check_books(shop, {product.id: PIECES - len(placed)}, len(placed))
