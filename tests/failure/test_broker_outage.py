@@ -9,7 +9,8 @@ import asyncio
 import os
 import signal
 import sys
-from contextlib import ExitStack
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -44,20 +45,30 @@ PIECES = 1000
 CHILDREN = 2
 
 
+@asynccontextmanager
+async def selling(cluster: Cluster, folder: Path, port: int) -> AsyncIterator[tuple[Shop, Processes]]:
+    """Yield a shop whose Redis is at `port`, and its worker and relay, which nobody starts again when they end."""
+    await until(answers, port)
+    environment = {"REDIS_URL": f"redis://127.0.0.1:{port}/0", "WORKER_CONCURRENCY": str(CHILDREN)}
+    async with apart_from(cluster, **environment) as apart:
+        commands = {name: [sys.executable, "-m", "app.cli", name] for name in ("worker", "relay")}
+        processes = Processes(apart.environment, folder, commands)
+        shop = await Shop(apart, cluster).open()
+        processes.keep_up()
+        try:
+            yield shop, processes
+        finally:
+            await asyncio.to_thread(processes.end)
+
+
 @pytest.mark.sabotage("workers/relay.py", "except (Unavailable, BrokerDown) as error:", "except Unavailable as error:")
 async def test_orders_are_accepted_while_the_broker_is_away_and_come_right_afterwards(
     cluster: Cluster, tmp_path: Path, free_port: int
 ) -> None:
     with ExitStack() as brokers:
         first = brokers.enter_context(running_redis(free_port, tmp_path))
-        await until(answers, free_port)
-        environment = {"REDIS_URL": f"redis://127.0.0.1:{free_port}/0", "WORKER_CONCURRENCY": str(CHILDREN)}
-        async with apart_from(cluster, **environment) as apart:
-            shop = await Shop(apart, cluster).open()
+        async with selling(cluster, tmp_path, free_port) as (shop, processes):
             product, customer = await made(shop, PIECES), await shop.customer()
-            commands = {name: [sys.executable, "-m", "app.cli", name] for name in ("worker", "relay")}
-            processes = Processes(apart.environment, tmp_path, commands)
-            processes.keep_up()
 
             async def outage() -> None:
                 first.send_signal(signal.SIGKILL)
@@ -98,16 +109,9 @@ async def test_orders_are_accepted_while_the_broker_is_away_and_come_right_after
 async def test_a_worker_outlives_a_broker_that_answers_and_refuses(
     cluster: Cluster, tmp_path: Path, free_port: int
 ) -> None:
-    environment = {"REDIS_URL": f"redis://127.0.0.1:{free_port}/0", "WORKER_CONCURRENCY": str(CHILDREN)}
     with running_redis(free_port, tmp_path):
-        await until(answers, free_port)
-        async with apart_from(cluster, **environment) as apart:
-            shop = await Shop(apart, cluster).open()
+        async with selling(cluster, tmp_path, free_port) as (shop, processes):
             product, customer = await made(shop, PIECES), await shop.customer()
-            commands = {name: [sys.executable, "-m", "app.cli", name] for name in ("worker", "relay")}
-            # Nobody starts again what dies.
-            processes = Processes(apart.environment, tmp_path, commands)
-            processes.keep_up()
 
             async def settled() -> bool:
                 return not await open_messages(shop)
@@ -120,9 +124,9 @@ async def test_a_worker_outlives_a_broker_that_answers_and_refuses(
                 placed.append(await place(shop, customer, product, "tok_ok"))
                 await until(settled, seconds=LONG)
                 # A failover has made it a replica, of a primary that is gone.
-                await apart.resources.redis.client.replicaof("127.0.0.1", "1")
+                await shop.apart.resources.redis.client.replicaof("127.0.0.1", "1")
                 await until(refused, seconds=LONG)
-                await apart.resources.redis.client.replicaof("NO", "ONE")
+                await shop.apart.resources.redis.client.replicaof("NO", "ONE")
                 placed.append(await place(shop, customer, product, "tok_ok"))
                 await until(settled, seconds=LONG)
             except TimeoutError:
