@@ -189,7 +189,7 @@ async def test_an_expired_or_idle_session_is_not_recovered(
     statement = f"UPDATE sessions SET {column} = now() - interval '2' hour WHERE sessions.key = $1"  # noqa: S608  # our own name
     await servers.sql("primary", statement, signed_in.session.key)
     await quiet.redis.client.flushdb()
-    context.current().reached(0, 2**62)
+    context.current().reached(0, context.unknown_position(60))
     assert await quiet.sessions.find(signed_in.token) is None
 
 
@@ -286,7 +286,7 @@ async def test_the_sweep_confirms_the_address_of_a_profile_and_frees_that_of_non
         datetime.now(UTC) - 2 * ABANDONED_AFTER,
         _directory_key(quiet, f"young-{email}"),
     )
-    context.current().reached(0, 2**62)
+    context.current().reached(0, context.unknown_position(60))
     assert await quiet.directory.sweep() >= 2
     assert await quiet.directory.find(email) == profile.id
     assert await quiet.directory.find(unborn) is None
