@@ -5,7 +5,9 @@ The settings are nested by the room that they belong to; the environment stays f
 start: `SettingsError` lists every bad variable at once, never its value where that is a secret.
 """
 
+import os
 import socket
+from collections.abc import Mapping
 from functools import cached_property
 from ipaddress import ip_network
 from pathlib import Path
@@ -19,11 +21,11 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from app.core.addresses import Deployment, RedisAddress
 from app.core.ids import LOGICAL_SHARDS
-from app.core.variables import BrokerUrl, DatabaseUrl, Limit, Networks, OwnUrl, RedisUrl, Secret, Split, address
+from app.core.variables import BrokerUrl, DatabaseUrl, Group, Limit, Networks, OwnUrl, RedisUrl, Secret, Split, address
 
 _MEBIBYTE = 1024 * 1024
 
@@ -58,11 +60,7 @@ class ShardAddress(BaseModel):
         return self
 
 
-class _Group(BaseSettings):
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
-
-
-class ServiceSettings(_Group):
+class ServiceSettings(Group):
     """Who this process is and how it meets the world."""
 
     instance: str = Field(default_factory=socket.gethostname, pattern=r"^[A-Za-z0-9._-]{1,64}$")
@@ -94,7 +92,7 @@ class ServiceSettings(_Group):
 _NO_DATABASE = "DATABASE_URL: is missing (postgresql://user:password@host:5432/name or mariadb://…)"
 
 
-class DatabaseSettings(_Group):
+class DatabaseSettings(Group):
     """Where the shards are and how long anything on them may take. Times are seconds."""
 
     model_config = SettingsConfigDict(env_prefix="DATABASE_", populate_by_name=True)
@@ -138,7 +136,7 @@ class DatabaseSettings(_Group):
         return (ShardAddress(primary=self.url, replicas=self.replica_urls, first=0, last=LOGICAL_SHARDS - 1),)
 
 
-class RedisSettings(_Group):
+class RedisSettings(Group):
     """Sessions, cache, limits, locks and the broker; the cache and the broker may be servers of their own."""
 
     model_config = SettingsConfigDict(env_prefix="REDIS_")
@@ -165,7 +163,7 @@ class RedisSettings(_Group):
         return (self.broker_url or self.url).get_secret_value()
 
 
-class CacheSettings(_Group):
+class CacheSettings(Group):
     """What an instance keeps in its own memory of the cache and of sessions."""
 
     model_config = SettingsConfigDict(env_prefix="CACHE_")
@@ -174,7 +172,7 @@ class CacheSettings(_Group):
     local_entries: int = Field(default=10_000, ge=0, le=1_000_000)
 
 
-class StorageSettings(_Group):
+class StorageSettings(Group):
     """Object storage for invoices and assets."""
 
     model_config = SettingsConfigDict(env_prefix="STORAGE_")
@@ -187,7 +185,7 @@ class StorageSettings(_Group):
     public_url: Annotated[str, address("http", "https")] | None = None
 
 
-class PaymentSettings(_Group):
+class PaymentSettings(Group):
     """The payment provider. The timeout is above its slowest honest answer, 5 s."""
 
     model_config = SettingsConfigDict(env_prefix="PAYMENT_")
@@ -196,7 +194,7 @@ class PaymentSettings(_Group):
     timeout: float = Field(default=8.0, gt=0, le=60)
 
 
-class MailSettings(_Group):
+class MailSettings(Group):
     """The mail server. Times are seconds."""
 
     model_config = SettingsConfigDict(env_prefix="SMTP_")
@@ -206,7 +204,7 @@ class MailSettings(_Group):
     timeout: float = Field(default=10.0, gt=0, le=120)
 
 
-class RateSettings(_Group):
+class RateSettings(Group):
     """Requests in a period: by address for strangers and sign-in, by profile for each tier."""
 
     model_config = SettingsConfigDict(env_prefix="RATE_LIMIT_")
@@ -219,7 +217,7 @@ class RateSettings(_Group):
     instances: int = Field(default=2, ge=1, le=10_000)  # instances that share a limit while Redis is down
 
 
-class SessionSettings(_Group):
+class SessionSettings(Group):
     """How long a session lives, and what a password hash costs (OWASP: Argon2id, 19 MiB, 2 passes, 1 lane)."""
 
     model_config = SettingsConfigDict(env_prefix="SESSION_")
@@ -234,7 +232,7 @@ class SessionSettings(_Group):
     hash_queue: int = Field(default=16, ge=0, le=1000)  # hashes that may wait; past that: 503
 
 
-class EventSettings(_Group):
+class EventSettings(Group):
     """Streams of server-sent events: how long one lasts, and how many an instance and each of its callers may have."""
 
     model_config = SettingsConfigDict(env_prefix="EVENTS_")
@@ -245,7 +243,7 @@ class EventSettings(_Group):
     streams_per_caller: int = Field(default=10, ge=1, le=1000)  # as many tabs of one person on one instance
 
 
-class ConsoleSettings(_Group):
+class ConsoleSettings(Group):
     """The live console. Off, there is no page, and no process tells of itself.
 
     The switchboard breaks and mends the processes of a local cluster; only there are its address and key given.
@@ -258,7 +256,7 @@ class ConsoleSettings(_Group):
     switchboard_key: SecretStr | None = None
 
 
-class WorkerSettings(_Group):
+class WorkerSettings(Group):
     """Relay and workers. Times are seconds."""
 
     model_config = SettingsConfigDict(env_prefix="WORKER_")
@@ -271,7 +269,7 @@ class WorkerSettings(_Group):
     max_tries: int = Field(default=12, ge=1)
 
 
-class TraceSettings(_Group):
+class TraceSettings(Group):
     """Whether requests are traced, how many of them, and where their traces go (OpenTelemetry, OTLP over HTTP)."""
 
     model_config = SettingsConfigDict(env_prefix="TRACE_", populate_by_name=True)
@@ -305,7 +303,7 @@ class Settings(BaseModel):
     workers: WorkerSettings
     traces: TraceSettings
 
-    groups: ClassVar[dict[str, type[_Group]]] = {
+    groups: ClassVar[dict[str, type[Group]]] = {
         "service": ServiceSettings,
         "database": DatabaseSettings,
         "redis": RedisSettings,
@@ -322,17 +320,17 @@ class Settings(BaseModel):
     }
 
 
-def load_settings() -> Settings:
-    """Read the settings from the process's environment.
+def load_settings(environment: Mapping[str, str] = os.environ) -> Settings:
+    """Read the settings from an environment, this process's own unless given.
 
     Raises:
         SettingsError: naming every missing or bad variable, one a line.
     """
-    found: dict[str, _Group] = {}
+    found: dict[str, Group] = {}
     problems: list[str] = []
     for name, group in Settings.groups.items():
         try:
-            found[name] = group()
+            found[name] = group.read(environment)
         except ValidationError as error:
             problems += [_describe(group, problem) for problem in error.errors(include_url=False, include_input=False)]
         except ValueError as error:  # pydantic-settings could not read a JSON value
@@ -347,7 +345,7 @@ def load_settings() -> Settings:
     return Settings.model_validate(found)
 
 
-def _describe(group: type[_Group], problem: Any) -> str:
+def _describe(group: type[Group], problem: Any) -> str:
     field, *path = problem["loc"]
     prefix = group.model_config.get("env_prefix", "")
     names = {info.validation_alias or f"{prefix}{name}".upper() for name, info in group.model_fields.items()}

@@ -1,18 +1,62 @@
 """What an environment variable may hold: addresses, limits, networks, secrets; each says what it must look like.
 
-Only the form is looked at, nobody is asked: whether a server answers there is for the start to find out.
+A `Group` is read from the variables of one environment, which need not be this process's own. Only the form is looked
+at, nobody is asked: whether a server answers there is for the start to find out.
 """
 
-from typing import Annotated
+from collections.abc import Mapping
+from contextvars import ContextVar
+from os import environ
+from typing import Annotated, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr
 from pydantic.networks import IPvAnyNetwork
-from pydantic_settings import NoDecode
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from app.core.addresses import Deployment, RedisAddress
 
 SHORTEST_SECRET = 32  # characters; 64 hex digits are 256 bits
+# pydantic-settings makes its sources itself and knows only this process's environment.
+_environment: ContextVar[Mapping[str, str]] = ContextVar("environment", default=environ)
+
+
+class _Environment(EnvSettingsSource):
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        return {name.lower(): value for name, value in _environment.get().items() if value}
+
+
+class Group(BaseSettings):
+    """Settings that belong together, frozen; what the environment leaves out or empty has its default."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str]) -> Self:
+        """Read them from an environment; raises as pydantic-settings does."""
+        before = _environment.set(environment)
+        try:
+            return cls()
+        finally:
+            _environment.reset(before)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003  # it and those below: the library's signature
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return what they are read from: what was given by name, then the environment."""
+        return init_settings, _Environment(settings_cls)
 
 
 def _split(value: object) -> object:

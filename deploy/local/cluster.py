@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploy.local import ClusterError, leftovers, readiness
 from deploy.local.control import STOP_SECONDS, Control
-from deploy.local.layout import Layout, Secrets, read_json
+from deploy.local.layout import Layout, Secrets, read_environment, read_json
 from deploy.local.programs import Process, Program, Sizes, not_running, processes
 from deploy.local.servers import Binaries, Tools, unprivileged_account
 from deploy.local.start import Progress, Silence, Start, Wish
@@ -70,9 +70,10 @@ class Cluster:
     @property
     def environment(self) -> dict[str, str]:
         """The environment in which our own commands find this cluster's servers."""
-        if not self._layout.environment.exists():
-            raise ClusterError(not_running(self._layout))
-        return dict(read_json(self._layout.environment))
+        try:
+            return read_environment(self._layout.environment)
+        except FileNotFoundError as error:
+            raise ClusterError(not_running(self._layout)) from error
 
     @property
     def running(self) -> bool:

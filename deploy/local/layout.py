@@ -226,7 +226,7 @@ class Secrets:
         if layout.secrets.exists():
             try:
                 return cls(**read_json(layout.secrets))
-            except (ValueError, TypeError) as error:
+            except (ClusterError, TypeError) as error:
                 raise ClusterError(
                     f"{layout.secrets} is damaged. `scaleout down --wipe` removes this cluster and its data."
                 ) from error
@@ -263,8 +263,24 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file of ours; raises OSError and ValueError as `json.loads` does."""
-    return json.loads(path.read_bytes())
+    """The value of a JSON file of ours.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ClusterError: it is damaged; the text says how to get a whole one.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise _damaged(path) from error
+
+
+def read_environment(path: Path) -> dict[str, str]:
+    """The environment that `write_json` has kept in a file; raises as `read_json` does."""
+    found = read_json(path)
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise _damaged(path)
+    return found
 
 
 def remove_tree(path: Path) -> None:
@@ -273,6 +289,10 @@ def remove_tree(path: Path) -> None:
         raise ClusterError(f"{path} is a link where a folder of the cluster should be. Remove it by hand.")
     with suppress(FileNotFoundError):
         shutil.rmtree(path)
+
+
+def _damaged(path: Path) -> ClusterError:
+    return ClusterError(f"{path} is damaged. `scaleout down` and then `make run` or `scaleout up` write it anew.")
 
 
 def _cannot_write(error: OSError, folder: Path) -> str:

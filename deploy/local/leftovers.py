@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from deploy.local import ClusterError
 from deploy.local.layout import Layout, read_json, write_private
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def recorded(layout: Layout) -> list[psutil.Process]:
     """The processes of `pids.json` that still live, and those that they left in their groups; the supervisor first."""
     try:
         entries: list[dict[str, Any]] = read_json(layout.pids)
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ClusterError):
         return []
     leaders = [process for entry in entries if (process := _same(entry))]
     known = {process.pid for process in leaders}

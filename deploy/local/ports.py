@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 import random
 import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from deploy.local import ClusterError
 from deploy.local.layout import HOST, Layout, Name, read_json, write_json
 
 if TYPE_CHECKING:
@@ -89,7 +91,9 @@ def choose_ports(layout: Layout, names: Iterable[str], claims: Claims, *, usual:
 
     `usual=False` skips the usual ones, so that clusters of tests stay out of the way of a person's.
     """
-    last = read_json(layout.ports) if layout.ports.exists() else {}
+    last: dict[str, int] = {}
+    with suppress(FileNotFoundError, ClusterError):  # nobody needs the same ports as before
+        last = read_json(layout.ports)
     chosen: dict[str, int] = {}
     for name in names:
         part = Name.of(name)

@@ -115,6 +115,8 @@ class Start:
             self.wish.doors,
             self.wish.storage,
         )
+        if self._of(*OURS):
+            _check_settings(self.plan.environment())
         self.programs = {name: self.plan.program(name) for name in self.names}
         write_json(self.layout.environment, self.plan.environment())
         entries = [program.entry() for program in self.programs.values()]
@@ -238,6 +240,16 @@ class Start:
                 f"Choose another: PORT={wanted + 1} make run, or scaleout up --port {wanted + 1}."
             )
         return wanted
+
+
+def _check_settings(environment: Mapping[str, str]) -> None:
+    """Refuse what our processes would refuse, before any server is started for them."""
+    from app.core.settings import SettingsError, load_settings  # noqa: PLC0415 - a third of a second, for a start only
+
+    try:
+        load_settings(environment)
+    except SettingsError as error:
+        raise ClusterError(f"These settings keep it from starting:\n{error}") from error
 
 
 def _fingerprint(folder: Path) -> str:

@@ -202,6 +202,16 @@ def test_a_server_that_cannot_start_is_reported_with_its_log_and_nothing_is_left
         made.down(wipe=True)
 
 
+@pytest.mark.sabotage("deploy/local/start.py", "_check_settings(self.plan.environment())", "pass")
+def test_a_setting_that_only_the_service_reads_is_refused_before_any_server_starts() -> None:
+    with tempfile.TemporaryDirectory(prefix="scaleout-test-") as folder:
+        made = Cluster(Path(folder) / "c", environment={"RATE_LIMIT_FREE": "many", "EVENTS_STREAMS": "0"})
+        with pytest.raises(ClusterError, match=r"RATE_LIMIT_FREE: must look like 100/hour(.|\n)*EVENTS_STREAMS: "):
+            made.up()
+        assert not made.layout.supervisor_config.exists()
+        made.down(wipe=True)
+
+
 class TestNginx:
     """The whole cluster's NGINX: what it answers without asking an instance."""
 

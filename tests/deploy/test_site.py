@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
 
 from app.cli import cli
 from deploy.site.__main__ import CONFIG, PROOFS, build
@@ -53,9 +54,7 @@ def test_every_command_that_readme_and_docs_name_is_there() -> None:
         line for file in makefiles for line in re.findall(r"^([a-z][a-z -]*):(?!=)", file.read_text(), re.MULTILINE)
     ]
     targets = {target for line in rules for target in line.split()}
-    commands = {group.name for group in cli.registered_groups} | {
-        command.name or getattr(command.callback, "__name__", "") for command in cli.registered_commands
-    }
+    commands = set(typer.main.get_group(cli).commands)
     found = 0
     for page in [CHECKOUT / "README.md", *DOCS.rglob("*.md")]:
         text = page.read_text(encoding="utf-8")

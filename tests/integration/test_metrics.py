@@ -53,7 +53,7 @@ async def done(cluster: Cluster) -> float:
     return (await scraped(cluster, "worker-1")).get(("tasks_total", labels), 0.0)
 
 
-@pytest.mark.sabotage("app/cli.py", "share(load_settings().service.metrics_port)", "share(None)")
+@pytest.mark.sabotage("app/cli/service.py", "share(load_settings().service.metrics_port)", "share(None)")
 async def test_a_worker_tells_what_its_children_did_also_of_those_that_died(
     cluster: Cluster,
     new_customer: Callable[..., Awaitable[Customer]],

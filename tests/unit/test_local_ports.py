@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.local.layout import Layout
+from deploy.local.layout import Layout, read_json
 from deploy.local.ports import FIRST_FREE_PORT, LAST_FREE_PORT, Claims, choose_ports, port_is_free
 
 # Chooses so many ports of a range, prints them, and keeps them until its input ends.
@@ -97,3 +97,9 @@ def test_a_port_is_kept_while_it_is_free_and_given_up_when_it_is_not(layout: Lay
         other.listen(1)
         assert not port_is_free(first)
         assert chosen() != first
+
+
+def test_ports_of_before_that_cannot_be_read_are_chosen_anew(layout: Layout, claims: Claims) -> None:
+    layout.ports.write_text('{"redis": 1')
+    chosen = choose_ports(layout, ["redis"], claims, usual=False)
+    assert read_json(layout.ports) == chosen

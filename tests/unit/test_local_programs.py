@@ -9,7 +9,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from app.cli import _number_of_shards, cli
+from app.cli import cli
+from app.cli.local import _number_of_shards
 from app.core.settings import environment_names
 from deploy.local import leftovers, tour
 from deploy.local.layout import Layout, Secrets, write_json
@@ -122,7 +123,7 @@ def test_shards_is_a_number_here_and_the_list_of_a_deployment_says_nothing() -> 
             _number_of_shards(value)
 
 
-@pytest.mark.sabotage("app/cli.py", '    elif "SECRET_KEY" not in os.environ:', "    elif False:")
+@pytest.mark.sabotage("app/cli/answers.py", '    elif "SECRET_KEY" not in os.environ:', "    elif False:")
 def test_a_command_that_finds_no_service_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in environment_names():
@@ -131,3 +132,21 @@ def test_a_command_that_finds_no_service_says_how_to_get_one(tmp_path: Path, mon
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"No cluster runs in {tmp_path}/.cluster. `make run` or `scaleout up` starts one")
+
+
+@pytest.mark.sabotage("deploy/local/layout.py", "        raise _damaged(path) from error", "        raise")
+@pytest.mark.parametrize("kept", ['{"DATABASE_URL": "postg', "[]", '{"DATABASE_URL": 1}'])
+def test_a_damaged_environment_is_named_with_the_way_to_a_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    (tmp_path / ".cluster").mkdir()
+    (tmp_path / ".cluster" / "env.json").write_text(kept)
+    for command in (["run", "purge"], ["migrate"]):
+        result = CliRunner().invoke(cli, command)
+        assert (result.exit_code, result.exception.__class__) == (1, SystemExit)
+        (line,) = result.stderr.splitlines()
+        assert (
+            line == ".cluster/env.json is damaged. `scaleout down` and then `make run` or `scaleout up` write it anew."
+        )
