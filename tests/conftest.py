@@ -66,7 +66,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     if standing := os.environ.get("TEST_CLUSTER"):  # somebody else's, who stops it
         yield Cluster(Path(standing), environment=ENVIRONMENT, database=DATABASE)
         return
-    running = Cluster(folder, environment=ENVIRONMENT, database=DATABASE)
+    running = Cluster(folder, environment=ENVIRONMENT, database=DATABASE, durable=False)
     running.up()
     yield running
     running.down(wipe=True)

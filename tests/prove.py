@@ -119,7 +119,7 @@ class Bench:
     def _folder(self) -> Path:
         if self._cluster is None:
             folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="prove-cluster-"))) / "c"
-            self._cluster = Cluster(folder, environment=conftest.ENVIRONMENT, database=self._database)
+            self._cluster = Cluster(folder, environment=conftest.ENVIRONMENT, database=self._database, durable=False)
             self._cluster.up()
             self._stack.callback(self._cluster.down, wipe=True)
         return self._cluster.layout.root

@@ -120,7 +120,7 @@ def _compare_on_an_empty_database() -> list[str]:
     from migrations import runner  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory(prefix="scaleout-check-") as folder:
-        cluster = Cluster(Path(folder) / "cluster", sizes=Sizes(kinds=("primary",)))
+        cluster = Cluster(Path(folder) / "cluster", sizes=Sizes(kinds=("primary",)), durable=False)
         cluster.up()
         try:
             return runner.check(cluster.environment["DATABASE_URL"])

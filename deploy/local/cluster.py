@@ -33,7 +33,7 @@ class Cluster:
 
     `port` is NGINX's; None takes a free one, and free ones for all others too, for tests. `environment` wins over what
     the caller's own holds. `seed=False` leaves the database empty. `database` is `postgresql` or `mariadb`. `doors` and
-    `storage` are as `Plan` has them.
+    `storage` are as `Plan` has them. `durable=False` suits data that is thrown away: see `Databases`.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class Cluster:
         database: str = "postgresql",
         doors: Mapping[str, int] | None = None,
         storage: str | None = None,
+        durable: bool = True,
     ) -> None:
         """Describe the cluster; nothing is touched yet."""
         self._account = unprivileged_account()
@@ -55,7 +56,7 @@ class Cluster:
         self._control = Control(self._layout)
         self._supervisor: subprocess.Popen[bytes] | None = None
         own = dict(os.environ) | dict(environment or {})
-        self._wish = Wish(port, sizes, own, seed, reload, database, doors or {}, storage)
+        self._wish = Wish(port, sizes, own, seed, reload, database, doors or {}, storage, durable)
 
     @property
     def layout(self) -> Layout:

@@ -24,7 +24,11 @@ OWNER = "scaleout"  # of the database of this name: what our processes sign in a
 
 @dataclass(frozen=True)
 class Databases(ABC):
-    """The database servers of one shard of a cluster; `ports` maps `primary`, `replica-N` and so on to their ports."""
+    """The database servers of one shard of a cluster; `ports` maps `primary`, `replica-N` and so on to their ports.
+
+    Those that are not `durable` leave it to the kernel when their data goes to the disk: a process that is killed loses
+    nothing by that, a machine that loses its power loses all.
+    """
 
     layout: Layout
     secrets: Secrets
@@ -32,6 +36,7 @@ class Databases(ABC):
     tools: Tools
     ports: Mapping[str, int]
     shard: int = 0
+    durable: bool = True
 
     title: ClassVar[str]
     scheme: ClassVar[str]

@@ -51,9 +51,9 @@ innodb-buffer-pool-size = 64M
 innodb-log-file-size = 48M
 character-set-server = utf8mb4
 collation-server = utf8mb4_nopad_bin
-# kill -9 must not lose an acknowledged write.
-innodb-flush-log-at-trx-commit = 1
-sync-binlog = 1
+# A machine that loses its power must not lose an acknowledged write (1), nor a server that is killed (1 or 2).
+innodb-flush-log-at-trx-commit = {flush}
+sync-binlog = {sync}
 log-bin = log
 # Rows, because transactions run at READ COMMITTED; a log on every server, because each may become the primary.
 binlog-format = ROW
@@ -145,7 +145,14 @@ class MariaDb(Databases):
         write_private(data / "scaleout.sql", roles + more, account)
         write_private(
             data / "scaleout.cnf",
-            settings.format(data=data, tmpdir=temporary, port=self.ports[name], name=name),
+            settings.format(
+                data=data,
+                tmpdir=temporary,
+                port=self.ports[name],
+                name=name,
+                flush=1 if self.durable else 2,
+                sync=int(self.durable),
+            ),
             account,
         )
 

@@ -32,8 +32,8 @@ unix_socket_directories = ''
 port = {port}
 max_connections = 200
 shared_buffers = 64MB
-# kill -9 must not lose an acknowledged write.
-fsync = on
+# A machine that loses its power must not lose an acknowledged write, nor a server that is killed.
+fsync = {fsync}
 synchronous_commit = on
 wal_level = replica
 max_wal_senders = 10
@@ -117,8 +117,9 @@ class Postgres(Databases):
             password = self.layout.data / f"password-{self.shard}"
             write_private(password, self.secrets.superuser, self.tools.account)
             try:
-                self._run("initdb", "-D", str(draft), "-U", "postgres", "-A", "scram-sha-256", "--pwfile",
-                          str(password), "-E", "UTF8", *self._locale(), "--no-instructions")  # fmt: skip
+                self._run("initdb", "-D", str(draft), "-U", "postgres", "-A", "scram-sha-256",
+                          "--pwfile", str(password), "-E", "UTF8", *self._locale(),
+                          "--no-instructions", *self._unsynced)  # fmt: skip
             finally:
                 password.unlink()
             with (draft / "postgresql.conf").open("a") as settings:
@@ -146,7 +147,8 @@ class Postgres(Databases):
             if slot in slots:
                 self._query(f"SELECT pg_drop_replication_slot('{slot}');")
             self._run("pg_basebackup", *self._to_primary("replicator"), "-D", str(draft), "-X", "stream",
-                      "--checkpoint=fast", "-C", "-S", slot, PGPASSWORD=self.secrets.replication)  # fmt: skip
+                      "--checkpoint=fast", "-C", "-S", slot, *self._unsynced,
+                      PGPASSWORD=self.secrets.replication)  # fmt: skip
             (draft / "standby.signal").touch()
             os.chown(draft / "standby.signal", draft.stat().st_uid, draft.stat().st_gid)
             draft.rename(data)
@@ -165,7 +167,8 @@ class Postgres(Databases):
 
     def _settle(self, name: str, more: str) -> None:
         data, account = self._data(name), self.tools.account
-        write_private(data / "scaleout.conf", SETTINGS.format(port=self.ports[name]) + more, account)
+        settings = SETTINGS.format(port=self.ports[name], fsync="on" if self.durable else "off")
+        write_private(data / "scaleout.conf", settings + more, account)
         write_private(data / "pg_hba.conf", ACCESS, account)
 
     def _query(self, statements: str) -> str:
@@ -182,6 +185,10 @@ class Postgres(Databases):
 
     def _to_primary(self, role: str) -> list[str]:
         return ["-h", HOST, "-p", str(self.ports[self.primary]), "-U", role]
+
+    @property
+    def _unsynced(self) -> list[str]:
+        return [] if self.durable else ["--no-sync"]
 
     def _locale(self) -> list[str]:
         if self._major >= BUILTIN_LOCALE_SINCE:

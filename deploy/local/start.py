@@ -77,6 +77,7 @@ class Wish:
     database: str = "postgresql"
     doors: Mapping[str, int] = field(default_factory=dict)
     storage: str | None = None
+    durable: bool = True
 
 
 class Start:
@@ -102,7 +103,8 @@ class Start:
         if "nginx" in self.names:
             ports["nginx"] = self._nginx_port()
         binaries = Binaries.find(self.layout, account, self.wish.environment)
-        self.databases = ENGINES[self.wish.database](self.layout, self.secrets, binaries, self.tools, ports)
+        engine = ENGINES[self.wish.database]
+        self.databases = engine(self.layout, self.secrets, binaries, self.tools, ports, durable=self.wish.durable)
         self.plan = Plan(
             self.layout,
             self.secrets,

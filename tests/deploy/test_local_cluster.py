@@ -119,6 +119,15 @@ def test_a_second_start_beside_the_first_says_so_and_harms_nothing(servers: Clus
     assert set(servers.status().values()) == {"ready"}
 
 
+@pytest.mark.sabotage("deploy/local/cluster.py", "durable: bool = True", "durable: bool = False")
+def test_what_is_acknowledged_is_on_the_disk(servers: Cluster) -> None:
+    for name in ("primary", "replica-1"):
+        assert (ask(address(servers, name), "SHOW fsync"), ask(address(servers, name), "SHOW synchronous_commit")) == (
+            "on",
+            "on",
+        )
+
+
 def test_the_database_is_owned_by_a_role_without_power_over_the_server(servers: Cluster) -> None:
     url = servers.environment["DATABASE_URL"]
     assert ask(url, "SELECT rolsuper OR rolcreaterole OR rolreplication FROM pg_roles WHERE rolname = user") is False

@@ -37,6 +37,7 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         environment=ENVIRONMENT | CHEAP | unused,
         database=DATABASE,
         seed=False,
+        durable=False,
     )
     running.up()
     yield running

@@ -38,7 +38,7 @@ def sharded() -> Iterator[Cluster]:
     """A cluster of its own with two shards; the second has one replica, as the first has here."""
     with tempfile.TemporaryDirectory(prefix="scaleout-shards-") as folder:
         sizes = Sizes(replicas=1, shards=2)
-        running = Cluster(Path(folder) / "c", sizes=sizes, environment=ENVIRONMENT)
+        running = Cluster(Path(folder) / "c", sizes=sizes, environment=ENVIRONMENT, durable=False)
         running.up()
         yield running
         running.down(wipe=True)

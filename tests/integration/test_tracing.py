@@ -33,7 +33,10 @@ def traced(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> It
     """A cluster whose processes export every trace."""
     told = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_EXPORTER_OTLP_HEADERS": "x-key=s%3Decret"}
     running = Cluster(
-        tmp_path_factory.mktemp("traced"), environment=ENVIRONMENT | told | {"TRACE_SAMPLE": "1"}, database=DATABASE
+        tmp_path_factory.mktemp("traced"),
+        environment=ENVIRONMENT | told | {"TRACE_SAMPLE": "1"},
+        database=DATABASE,
+        durable=False,
     )
     running.up()
     try:
