@@ -6,6 +6,7 @@ the gate foresees: a request that would be refused, or wait in vain, is known fo
 """
 
 import asyncio
+import math
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
@@ -39,9 +40,10 @@ class Gate:
         self._waiting = 0
         # Each caller's requests in the order of their arrival; whose turn is next stands first.
         self._lines: dict[Hashable, deque[_Turn]] = {}
-        # When the last turns came, since all places were taken: how fast the queue moves now.
+        # When places came back of late, in one crowd: how fast the queue moves now, or would.
         self._turns: deque[float] = deque(maxlen=max(1, queue))
         self._full_since = 0.0
+        self._full_until = -math.inf
         # Those whose arrival the event loop has seen and has not begun to serve: all, and by caller where it was asked.
         self._coming = 0
         self._coming_of: Counter[Hashable] = Counter()
@@ -83,7 +85,7 @@ class Gate:
         if ahead >= self._queue and line >= self._queue // lines:
             return True
         before = min(ahead, lines * (line + 1))
-        if before > 0 and not self._free and before * self._seconds_a_turn() > self._patience * FORESEEN:
+        if before > 0 and before * self._seconds_a_turn() > self._patience * FORESEEN:
             return True
         self._coming_of[caller] += 1
         return False
@@ -92,10 +94,19 @@ class Gate:
         """Return how long a turn took of late.
 
         All that are remembered count: turns come in bursts, and behind one the queue looks quick to whoever sees only
-        the last few. Whole crowds would be begun then, and refused when that costs ten times as much.
+        the last few. Whole crowds would be begun then, and refused when that costs ten times as much. So they would in
+        the moment in which the queue is empty and a place is free, as it happens amidst a flood; only once there was no
+        crowd for a while nothing is known, and one that comes then may wait.
         """
+        now = asyncio.get_running_loop().time()
+        if self._free and self._is_calm(now):
+            return 0.0
         since = self._turns[0] if len(self._turns) == self._turns.maxlen else self._full_since
-        return (asyncio.get_running_loop().time() - since) / max(1, len(self._turns))
+        return (now - since) / max(1, len(self._turns))
+
+    def _is_calm(self, now: float) -> bool:
+        """Return whether the last crowd is over: a place has been free for as long as anybody would wait for one."""
+        return now - self._full_until > self._patience
 
     def _begin(self) -> None:
         self._coming = 0
@@ -112,15 +123,20 @@ class Gate:
             Unavailable: `overloaded`, when the queue is full or no place became free in time.
         """
         if self._free:
-            self._free -= 1
-            if not self._free:
-                self._full_since = asyncio.get_running_loop().time()
+            self._take()
         else:
             await self._wait(caller)
         try:
             yield
         finally:
             self._leave()
+
+    def _take(self) -> None:
+        self._free -= 1
+        now = asyncio.get_running_loop().time()
+        if not self._free and self._is_calm(now):
+            self._turns.clear()
+            self._full_since = now
 
     async def _wait(self, caller: Hashable) -> None:
         if self._waiting >= self._queue:
@@ -152,6 +168,11 @@ class Gate:
 
     def _leave(self) -> None:
         """Give the place to the next in the line whose turn it is; that line then waits behind all others."""
+        now = asyncio.get_running_loop().time()
+        if not self._free:
+            self._full_until = now
+        if not self._is_calm(now):
+            self._turns.append(now)
         while self._lines:
             caller = next(iter(self._lines))
             line = self._lines.pop(caller)
@@ -160,11 +181,9 @@ class Gate:
             if line:
                 self._lines[caller] = line
             if not turn.done():
-                self._turns.append(turn.get_loop().time())
                 turn.set_result(None)
                 return
         self._free += 1
-        self._turns.clear()
 
     def _forget(self, caller: Hashable, turn: _Turn) -> None:
         line = self._lines.get(caller)

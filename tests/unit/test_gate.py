@@ -140,7 +140,7 @@ async def test_what_needs_no_place_takes_none_from_those_who_arrive_with_it() ->
     assert not gate.announce()
 
 
-@pytest.mark.sabotage("app/scaling/gate.py", "self._turns.append(turn.get_loop().time())", "pass")
+@pytest.mark.sabotage("app/scaling/gate.py", "self._turns.append(now)", "pass")
 async def test_refusal_is_foreseen_for_whom_the_turns_come_too_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, work = Clock(monkeypatch), Work(Gate(places=1, queue=10, patience=60))
     for _ in range(4):
@@ -179,6 +179,33 @@ async def test_turns_that_come_in_bursts_do_not_make_the_queue_look_quick(monkey
     await work.send("flood")
     assert not work.gate.announce()
     assert work.gate.foresees_refusal("flood"), "four are to come first, and five came at once, but in 40 s"
+    await work.end()
+
+
+@pytest.mark.sabotage("app/scaling/gate.py", "if not self._free and self._is_calm(now):", "if not self._free:")
+async def test_a_place_that_is_free_for_a_moment_does_not_make_the_queue_look_quick(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, work = Clock(monkeypatch), Work(Gate(places=1, queue=10, patience=60))
+
+    async def begun() -> int:
+        number = sum(work.gate.announce() or not work.gate.foresees_refusal("flood") for _ in range(20))
+        await settle()
+        return number
+
+    assert await begun() == 11, "nothing is known of how fast places come back: as many as there is room for"
+    for _ in range(3):
+        await work.send("flood")
+        clock.now += 10
+        await work.finish_one()
+    assert await begun() == 5, "a place came back every 10 s: who would wait for longer than 30 s is not begun"
+    await work.send("flood")
+    assert await begun() == 4, "the place was free for no time: what was known holds"
+    await work.finish_one()
+    clock.now += 61
+    assert await begun() == 11, "that crowd is over"
+    await work.send("flood")
+    assert await begun() == 10
     await work.end()
 
 
