@@ -55,6 +55,7 @@ class Flood:
         statuses: how often each came.
         refusals: seconds that each took.
         late: seconds that the oldest of what was due had been due, at each look.
+        cpu: seconds that the instance spent on it, its connections being made and closed not included.
     """
 
     sent: int = 0
@@ -63,6 +64,7 @@ class Flood:
     statuses: dict[int, int] = field(default_factory=dict)
     refusals: list[float] = field(default_factory=list)
     late: list[float] = field(default_factory=list)
+    cpu: float = 0.0
 
     def note(self, status: int, took: float) -> None:
         """Count an answer."""
@@ -111,19 +113,19 @@ class Client(asyncio.Protocol):
         self._transport.abort()
 
 
-async def flood(url: str, token: str, clients: int, seconds: float, rate: float | None = None) -> Flood:
-    """Ask for so long, `rate` times a second, or else each client as soon as it is answered.
+async def flood(side: Side, token: str, clients: int, seconds: float, rate: float | None = None) -> Flood:
+    """Ask a side for so long, `rate` times a second, or else each client as soon as it is answered.
 
     A request for which no client is left is one that nobody answers.
     """
-    parts, done, idle = urlsplit(url), Flood(), deque[Client]()
+    parts, done, idle = urlsplit(side.urls[0]), Flood(), deque[Client]()
     loop = asyncio.get_running_loop()
     made = [
         await loop.create_connection(partial(Client, idle, done), parts.hostname or "", parts.port or 80)
         for _ in range(clients)
     ]
     request = f"GET {PATH} HTTP/1.1\r\nHost: {parts.netloc}\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
-    started = perf_counter()
+    begun, started = spent(side), perf_counter()
     while (passed := perf_counter() - started) < seconds:
         due = len(idle) if rate is None else int(passed * rate) - done.sent
         done.sent += due
@@ -134,6 +136,7 @@ async def flood(url: str, token: str, clients: int, seconds: float, rate: float 
             idle.popleft().ask(request)
         await asyncio.sleep(TICK)
     await asyncio.sleep(PATIENCE)
+    done.cpu = spent(side) - begun
     for _, client in made:
         client.close()
     return done
@@ -176,16 +179,15 @@ def compare(sides: tuple[Side, Side], rounds: int, seconds: float) -> dict[str, 
         token = signed_in.raise_for_status().json()["token"]
     kept: dict[str, list[float]] = {side.name: [] for side in sides}
     peaks: dict[str, list[float]] = {side.name: [] for side in sides}
-    costs: dict[str, list[float]] = {"answer": [], "refusal": []}
+    costs: dict[str, list[float]] = {"answer": [], "refusal": [], "connection": []}
     refusals: list[float] = []
     late: list[float] = []
     unsent = 0
     for number in range(rounds + 1):
         for side in sides:
-            begun = spent(side)
-            few = uvloop.run(flood(side.urls[0], token, FEW, seconds))
-            peak, full = few.good / seconds, spent(side)
-            flooded = uvloop.run(flood(side.urls[0], token, MANY, seconds, TIMES * peak))
+            few = uvloop.run(flood(side, token, FEW, seconds))
+            peak, begun = few.good / seconds, spent(side)
+            flooded = uvloop.run(flood(side, token, MANY, seconds, TIMES * peak))
             ended = spent(side)
             if not number:  # the first round compiles and connects
                 continue
@@ -196,9 +198,10 @@ def compare(sides: tuple[Side, Side], rounds: int, seconds: float) -> dict[str, 
             if side is sides[0]:
                 refusals += flooded.refusals
                 unsent += flooded.unsent
-                costs["answer"].append((full - begun) / few.good)
-                left = ended - full - flooded.statuses.get(200, 0) * costs["answer"][-1]
+                costs["answer"].append(few.cpu / few.good)
+                left = flooded.cpu - flooded.statuses.get(200, 0) * costs["answer"][-1]
                 costs["refusal"].append(left / max(1, len(flooded.refusals)))
+                costs["connection"].append((ended - begun - flooded.cpu) / MANY)
     ratios = {
         "goodput / peak, with the gate": {"measured": round(statistics.median(kept["gate"]), 2), "at least": 0.8},
     }
