@@ -116,6 +116,7 @@ def end(processes: list[psutil.Process], *, hurry: bool = False) -> None:
     """End processes: first a kind word, then, after a while or in a hurry, the last one; return when they are gone."""
     # The supervisor would start again what we end.
     for process in processes:
+        wake(process.pid)
         with suppress(psutil.NoSuchProcess):
             if "deploy.local.supervision" in process.cmdline():
                 process.kill()
@@ -132,6 +133,25 @@ def end(processes: list[psutil.Process], *, hurry: bool = False) -> None:
                 os.killpg(process.pid, signal.SIGKILL)
             process.kill()
     psutil.wait_procs(processes, timeout=ASK_SECONDS)
+
+
+def wake(pid: int) -> None:
+    """Let a process that stands still, and its children, go on: else it does not hear what it is told to do.
+
+    Killing it instead would leave the children standing for ever that are in groups of their own, as PostgreSQL's are.
+    """
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        for each in (process, *process.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                each.resume()
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether a process has not ended; one that nobody has buried has."""
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 def wait_until_released(layout: Layout, seconds: float) -> bool:
@@ -161,7 +181,7 @@ def _same(entry: dict[str, Any]) -> psutil.Process | None:
     """The process of an entry of `pids.json`, if it is still that one."""
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(entry["pid"])
-        if abs(process.create_time() - entry["created"]) < CLOCK_TOLERANCE and process.status() != psutil.STATUS_ZOMBIE:
+        if abs(process.create_time() - entry["created"]) < CLOCK_TOLERANCE and lives(process):
             return process
     return None
 

@@ -24,6 +24,7 @@ from supervisor.process import Subprocess
 from supervisor.states import ProcessStates, SupervisorStates
 from supervisor.supervisord import Supervisor
 
+from deploy.local import leftovers
 from deploy.local.layout import read_json, write_json
 from deploy.local.programs import UNLISTED
 
@@ -57,9 +58,11 @@ class Program(Subprocess):  # type: ignore[misc]  # the base has no types
         return pid
 
     def stop(self) -> str | None:
-        """Tell the process to go, as its own end or as the end of everything."""
+        """Tell the process to go, as its own end or as the end of everything; one that stands still is woken for it."""
         if self.config.options.mood == SupervisorStates.SHUTDOWN:
             self.config.stopsignal = self.config.down_signal
+        if self.pid:
+            leftovers.wake(self.pid)
         failure: str | None = super().stop()
         return failure
 

@@ -16,7 +16,7 @@ import asyncpg
 import psutil
 import pytest
 
-from deploy.local import ClusterError
+from deploy.local import ClusterError, leftovers
 from deploy.local.cluster import Cluster
 from deploy.local.layout import remove_tree
 from deploy.local.ports import Claims, port_is_free
@@ -50,12 +50,24 @@ def ask(url: str, statement: str) -> object:
     return asyncio.run(once())
 
 
+def stand_still(cluster: Cluster, name: str) -> list[psutil.Process]:
+    """Let a process and its children stand still, the parent first so that it starts no more; return all of them."""
+    parent = psutil.Process(cluster.process(name).pid)
+    parent.suspend()
+    until(lambda: parent.status() == psutil.STATUS_STOPPED)
+    family = [parent, *parent.children(recursive=True)]
+    for process in family:
+        process.suspend()
+    return family
+
+
 def address(cluster: Cluster, name: str) -> str:
     found = cluster.process(name).address
     assert found
     return found
 
 
+@pytest.mark.sabotage("deploy/local/supervision.py", '"kind": entry["kind"],', '"kind": "process",')
 def test_everything_is_ready_and_listed(servers: Cluster) -> None:
     assert servers.status() == {"primary": "ready", "replica-1": "ready", "redis": "ready"}
     listed = json.loads(servers.layout.cluster.read_text())
@@ -63,6 +75,7 @@ def test_everything_is_ready_and_listed(servers: Cluster) -> None:
     assert all(psutil.pid_exists(process["pid"]) for process in listed["processes"])
 
 
+@pytest.mark.sabotage("deploy/local/supervision.py", '"autorestart": RestartUnconditionally', '"autorestart": False')
 def test_a_killed_primary_comes_back_with_what_it_acknowledged_and_its_replica_follows(servers: Cluster) -> None:
     url = address(servers, "primary")
     ask(url, "CREATE TABLE kept (n int)")
@@ -76,6 +89,7 @@ def test_a_killed_primary_comes_back_with_what_it_acknowledged_and_its_replica_f
     assert servers.process("primary").restarts == 1
 
 
+@pytest.mark.sabotage("deploy/local/cluster.py", "        self._control.stop(name)\n", "        self.kill(name)\n")
 def test_a_stopped_process_stays_down_until_it_is_started(servers: Cluster) -> None:
     before = servers.process("redis").restarts
     servers.stop("redis")
@@ -108,11 +122,23 @@ def test_a_process_that_has_just_died_can_be_stopped(servers: Cluster) -> None:
     servers.start("redis")
 
 
+@pytest.mark.sabotage("deploy/local/supervision.py", "leftovers.wake(self.pid)", "pass")
+def test_a_server_that_stands_still_is_stopped_and_leaves_no_child_standing(servers: Cluster) -> None:
+    family = stand_still(servers, "primary")
+    try:
+        servers.stop("primary")
+        assert [process for process in family if leftovers.lives(process)] == []
+    finally:
+        leftovers.end([process for process in family if leftovers.lives(process)], hurry=True)
+        servers.start("primary")
+
+
 def test_an_unknown_name_is_answered_with_the_names(servers: Cluster) -> None:
     with pytest.raises(ClusterError, match=r"There are: primary, replica-1, redis"):
         servers.stop("postgres")
 
 
+@pytest.mark.sabotage("deploy/local/leftovers.py", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB")
 def test_a_second_start_beside_the_first_says_so_and_harms_nothing(servers: Cluster) -> None:
     with pytest.raises(ClusterError, match="already runs in"):
         Cluster(servers.layout.root).up()
@@ -152,6 +178,11 @@ def test_a_replica_that_was_away_too_long_is_cloned_anew(servers: Cluster) -> No
     assert ask(address(servers, "replica-1"), "SELECT pg_is_in_recovery()") is True
 
 
+@pytest.mark.sabotage(
+    path="deploy/local/start.py",
+    take_out="leftovers.end_all(self.layout, data_folders(self.layout), self.progress.say)",
+    put="pass",
+)
 def test_a_start_after_a_kill_of_the_supervisor_ends_the_orphans_and_finds_the_data() -> None:
     with tempfile.TemporaryDirectory(prefix="scaleout-test-") as folder:
         made = Cluster(Path(folder) / "c", sizes=Sizes(kinds=("primary", "redis")))
@@ -173,6 +204,11 @@ def test_a_start_after_a_kill_of_the_supervisor_ends_the_orphans_and_finds_the_d
         assert not again.layout.state.exists()
 
 
+@pytest.mark.sabotage(
+    path="deploy/local/supervision.py",
+    take_out='orphaned or not (self.options.folder / "programs.json").exists()',
+    put="orphaned",
+)
 def test_a_cluster_whose_folder_is_deleted_ends_by_itself() -> None:
     with tempfile.TemporaryDirectory(prefix="scaleout-test-") as folder:
         made = Cluster(Path(folder) / "c", sizes=Sizes(kinds=("redis",)))
@@ -182,6 +218,7 @@ def test_a_cluster_whose_folder_is_deleted_ends_by_itself() -> None:
         made.layout.wipe()
 
 
+@pytest.mark.sabotage("deploy/local/start.py", "if not port_is_free(wanted):", "if False:")
 def test_a_port_in_use_is_named_with_the_way_out() -> None:
     with tempfile.TemporaryDirectory(prefix="scaleout-test-") as folder, socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -194,6 +231,7 @@ def test_a_port_in_use_is_named_with_the_way_out() -> None:
         made.down(wipe=True)
 
 
+@pytest.mark.sabotage("deploy/local/readiness.py", ', *(f"  {line}" for line in lines)])', "])")
 def test_a_server_that_cannot_start_is_reported_with_its_log_and_nothing_is_left() -> None:
     with tempfile.TemporaryDirectory(prefix="scaleout-test-") as folder:
         broken = Path(folder) / "redis-server"
@@ -224,6 +262,7 @@ def test_a_setting_that_only_the_service_reads_is_refused_before_any_server_star
 class TestNginx:
     """The whole cluster's NGINX: what it answers without asking an instance."""
 
+    @pytest.mark.sabotage("deploy/nginx/nginx.conf.template", "error_page 414 /-/problem/414;", "")
     @pytest.mark.parametrize(
         ("request_text", "status", "code"),
         [
@@ -254,6 +293,11 @@ class TestNginx:
             head, _ = exchange(cluster.url, f"GET /metrics HTTP/1.1\r\nHost: x\r\nX-Request-ID: {sent}\r\n\r\n")
             assert (f"X-Request-ID: {sent}" in head) is kept
 
+    @pytest.mark.sabotage(
+        path="deploy/nginx/nginx.conf.template",
+        take_out="proxy_next_upstream error timeout;",
+        put="proxy_next_upstream off;",
+    )
     def test_an_instance_that_is_down_is_not_noticed_behind_it(self, cluster: Cluster) -> None:
         cluster.stop("api-1")
         try:

@@ -14,7 +14,6 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 from conftest import PATIENCE
 
@@ -95,13 +94,6 @@ def files_in(folder: Path) -> list[Path]:
     return list(folder.iterdir())
 
 
-def still_runs(process: psutil.Process) -> bool:
-    """Say whether a process has not ended; one that nobody has buried has."""
-    with suppress(psutil.NoSuchProcess):
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    return False
-
-
 @pytest.mark.parametrize("way", ENDS)
 @pytest.mark.sabotage(
     "deploy/chaos/stage.py", "opened.push_async_callback(asyncio.to_thread, cluster.down, wipe=True)", "pass"
@@ -118,11 +110,11 @@ async def test_a_demonstration_that_is_told_to_end_leaves_nothing(tmp_path: Path
                 await asyncio.sleep(0)  # closes it in the next turn of the event loop
             demo.process.send_signal(signal.SIGTERM if way == "starting" else signal.SIGINT)
             code = await demo.end()
-            assert [process for process in running if still_runs(process)] == []
+            assert [process for process in running if leftovers.lives(process)] == []
             assert files_in(tmp_path) == []
             assert not layout.state.exists()
         finally:
-            await asyncio.to_thread(leftovers.end, [process for process in running if still_runs(process)])
+            await asyncio.to_thread(leftovers.end, [process for process in running if leftovers.lives(process)])
             layout.wipe()
     if way != "unread":
         assert "Stopped; nothing is left running." in demo.printed
