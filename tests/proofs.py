@@ -1,12 +1,12 @@
 """The table `docs/proofs.md`: of every sabotage what came of it the last time, and when.
 
 It is written after each one, so a run that is cut off goes on where it was. A row stands for the contents of the
-test's file and of the one that is changed: when either is another one, the row is forgotten, and tried again.
+test's file and of the one that is changed: when either is another one, the row says so, and is tried again.
 (PYTEST_DONT_REWRITE: nothing is asserted here.)
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,13 +16,15 @@ PROVED = "proved"
 SURVIVES = "**survives**"
 BROKEN = "**does not pass as it is**"
 UNTRIED = "not tried yet"
+OUT_OF_DATE = "out of date"
 WIDTH = 60  # characters of a piece of code, enough to know it by
 HEAD = """# Proofs
 
-What came of each sabotage: *{proved}* means that the test passed as it is and failed without the feature. `make prove`
-writes this table as it goes, and tries again what has not been proved, or whose test or code has changed since
-(*contents* are the first characters of a hash of both); `make prove AGAIN=1` tries everything. What is claimed is in
-[claims](claims.md). {count} of {total} are proved.
+What came of each sabotage: *{proved}* means that the test passed as it is and failed without the feature,
+*{out_of_date}* that the file of the test or of the code has changed since that date (*contents* are the first
+characters of a hash of both). `make prove` writes this table as it goes and tries what is not proved of the code of
+now, `make prove AGAIN=1` everything; `make check` says how many are not. What is claimed is in [claims](claims.md).
+{count} of {total} are proved.
 
 | claim | test | taken out → put instead | result | date | contents |
 |---|---|---|---|---|---|
@@ -51,24 +53,28 @@ class Proofs:
         self._claims = {test: claim.text for claim in reversed(claims) for test in claim.tests}
         self._sabotages = sorted(sabotages, key=lambda sabotage: (sabotage.test, _change(sabotage)))
 
-    def holds(self, sabotage: Sabotage) -> bool:
-        """Return whether it is proved for what test and code are now."""
-        outcome = self._read().get(_key(sabotage))
-        wanted = (PROVED, sabotage.contents)
-        return outcome is not None and (outcome.result, outcome.contents) == wanted
+    def unproved(self) -> list[Sabotage]:
+        """Return those that are not proved for what test and code are now."""
+        outcomes = self._read()
+        return [each for each in self._sabotages if _as_of_now(each, outcomes).result != PROVED]
 
     def note(self, sabotage: Sabotage, result: str) -> None:
         """Write down what came of one."""
-        outcomes = self._read() | {_key(sabotage): of_today(sabotage, result)}
+        self._write(self._read() | {_key(sabotage): of_today(sabotage, result)})
+
+    def refresh(self) -> None:
+        """Write down which rows are out of date, and those that are new."""
+        self._write(self._read())
+
+    def _write(self, outcomes: dict[tuple[str, str], Outcome]) -> None:
         rows, proved = [], 0
         for each in self._sabotages:
-            outcome = outcomes.get(_key(each))
-            if outcome is None or outcome.contents != each.contents:
-                outcome = Outcome(UNTRIED, "-", "-")
+            outcome = _as_of_now(each, outcomes)
             proved += outcome.result == PROVED
             cells = (self._claims.get(each.test, "-"), *_key(each), outcome.result, outcome.date, outcome.contents)
             rows.append(f"| {' | '.join(cells)} |\n")
-        text = HEAD.format(proved=PROVED, count=proved, total=len(rows)) + "".join(rows)
+        head = HEAD.format(proved=PROVED, out_of_date=OUT_OF_DATE, count=proved, total=len(rows))
+        text = head + "".join(rows)
         whole = self._path.with_suffix(".new")
         whole.write_text(text, encoding="utf-8")
         whole.replace(self._path)
@@ -81,6 +87,13 @@ class Proofs:
         rows = [re.split(r"(?<!\\)\|", line.strip("|")) for line in lines if "::" in line]
         cells = [[cell.strip() for cell in row] for row in rows]
         return {(test, change): Outcome(*outcome) for _claim, test, change, *outcome in cells}
+
+
+def _as_of_now(sabotage: Sabotage, outcomes: dict[tuple[str, str], Outcome]) -> Outcome:
+    """Return what came of one, as far as that is still so."""
+    outcome = outcomes.get(_key(sabotage), Outcome(UNTRIED, "-", "-"))
+    same = outcome.contents == sabotage.contents or outcome.result == UNTRIED
+    return outcome if same else replace(outcome, result=OUT_OF_DATE)
 
 
 def _key(sabotage: Sabotage) -> tuple[str, str]:

@@ -5,13 +5,13 @@
     python tests/prove.py NAME         only the tests whose name contains NAME
     python tests/prove.py --check      only whether every claim's file and test are there, and every sabotage fits
 
-All runs are in copies of the tree as it was at the start: a run that is cut off leaves nothing behind, and a test that
-fails because it is in a copy is not taken for one that fails without its feature. The tests of a module run as they are
-first, together, on a cluster that stays up. Those that need only servers run on it too when their features are out, one
-after the other: those that fail then, and pass again right afterwards as they are, together, have failed for the
-sabotage. All others, also those that pass there because the code is the cluster's own processes', get a cluster that
-runs the changed code.
-Modules are proved side by side, as many as the setting JOBS says, each by a process with a cluster of its own.
+All runs are in copies of the tree as it was at the start: a test that fails because it is in a copy is not taken for
+one that fails without its feature. The tests of a module run as they are first, together, on a cluster that stays up.
+Those that need only servers run on it too when their features are out, one after the other: those that fail then, and
+pass again right afterwards as they are, together, have failed for the sabotage. All others, also those that pass there
+because the code is the cluster's own processes', get a cluster that runs the changed code.
+Modules are proved side by side, as many as the setting JOBS says, each by a process with a cluster of its own. One that
+is told to end, also by Ctrl-C, ends its clusters, and those of its tests end by themselves.
 """
 
 import multiprocessing
@@ -42,6 +42,8 @@ HANGS, UNIT_HANGS = 400.0, 60.0  # seconds
 PATIENCE, LITTLE_PATIENCE = 20.0, 5.0  # seconds
 # What pytest loads by itself is half of the start of a run: this is what all need, and the others those who name it.
 PLUGIN, OTHERS = "pytest_asyncio.plugin", {"schemathesis": ("_hypothesis_pytestplugin", "schemathesis.pytest.plugin")}
+# How a person, a terminal that closes, and a machine that stops end a run.
+ENDS = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
 # Two at once keep two cores busy: one waits while the other works. More than these take more memory than laptops have.
 JOBS = min(os.cpu_count() or 1, 4)
 
@@ -244,6 +246,13 @@ def prove_side_by_side(tree: Path, sabotages: list[Sabotage], proofs: Proofs, jo
     return not any(worker.exitcode for worker in workers)
 
 
+def _end(number: int, _frame: object) -> None:
+    """End in order; what tells us so once more, as Ctrl-C does each process of a terminal, does not break that off."""
+    for each in ENDS:
+        signal.signal(each, lambda *_: None)
+    sys.exit(128 + number)
+
+
 def main(arguments: list[str]) -> int:
     """Check, then prove what is asked for."""
     names = [argument for argument in arguments if not argument.startswith("--")]
@@ -252,20 +261,30 @@ def main(arguments: list[str]) -> int:
     if said:
         print("\n".join(said))
         return 1
+    proofs = Proofs(TABLE, claims, found.sabotages)
+    # Asked of all, so that what each is of is known before the copy.
+    unproved = proofs.unproved()
     if "--check" in arguments:
+        if unproved:
+            print(
+                f"  {len(unproved)} of {len(found.sabotages)} are not proved of the code of now: make prove tries them"
+            )
         return 0
     wanted = [sabotage for sabotage in found.sabotages if all(part in sabotage.test for part in names)]
     if not wanted:
         print("No test with a sabotage has that name.")
         return 1
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Ended; the next run goes on here."))
-    proofs = Proofs(TABLE, claims, found.sabotages)
-    # Asked of all, so that what each is of is known before the copy.
-    untried = [sabotage for sabotage in wanted if not proofs.holds(sabotage)]
-    wanted = wanted if names or "--again" in arguments else untried
-    with tempfile.TemporaryDirectory(prefix="prove-tree-") as folder:
-        copy_tree(Path(folder))
-        return 0 if prove_side_by_side(Path(folder), wanted, proofs, int(os.environ.get("JOBS", JOBS))) else 1
+    for number in ENDS:
+        signal.signal(number, _end)
+    proofs.refresh()
+    wanted = wanted if names or "--again" in arguments else unproved
+    try:
+        with tempfile.TemporaryDirectory(prefix="prove-tree-") as folder:
+            copy_tree(Path(folder))
+            return 0 if prove_side_by_side(Path(folder), wanted, proofs, int(os.environ.get("JOBS", JOBS))) else 1
+    except SystemExit:
+        print("Ended; the next run goes on here.")
+        raise
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import sabotages
-from proofs import PROVED, SURVIVES, Proofs
+from proofs import PROVED, SURVIVES, Proofs, of_today
 from sabotages import Claim, Sabotage
 
 TEST = "tests/test_it.py::test_it_works"
@@ -24,38 +24,47 @@ def marks() -> list[Sabotage]:
     return [Sabotage(TEST, "it.py", "a | b", ""), Sabotage(TEST, "it.py", "fast = True", "fast = False")]
 
 
+def unproved(tree: Path) -> list[str]:
+    """Say what is taken out where that is not proved."""
+    return [mark.take_out for mark in table(tree).unproved()]
+
+
 def table(tree: Path) -> Proofs:
     return Proofs(tree / "proofs.md", [Claim("It works.", ("it.py",), (TEST,))], marks())
 
 
-@pytest.mark.sabotage("tests/proofs.py", "outcomes = self._read() | ", "outcomes = ")
+@pytest.mark.sabotage("tests/proofs.py", "self._read() | {", "{")
 def test_a_run_that_was_cut_off_goes_on_where_it_was(tree: Path) -> None:
     one, other = marks()
     table(tree).note(one, PROVED)
-    assert [table(tree).holds(mark) for mark in (one, other)] == [True, False]
+    assert unproved(tree) == [other.take_out]
     table(tree).note(other, SURVIVES)
-    assert [table(tree).holds(mark) for mark in (one, other)] == [True, False]
+    assert unproved(tree) == [other.take_out]
     rows = [line for line in (tree / "proofs.md").read_text().splitlines() if "::" in line]
     assert rows[0].startswith(f"| It works. | `{TEST}` | `it.py`: `` a \\| b `` → nothing | proved | ")
     assert "1 of 2 are proved" in (tree / "proofs.md").read_text()
 
 
-@pytest.mark.sabotage("tests/proofs.py", "(PROVED, sabotage.contents)", "(PROVED, outcome.contents)")
+@pytest.mark.sabotage("tests/proofs.py", "outcome.contents == sabotage.contents", "True")
 @pytest.mark.parametrize("changed", ["it.py", "tests/test_it.py"])
 def test_what_was_proved_of_other_contents_is_tried_again(tree: Path, changed: str) -> None:
-    one, _ = marks()
-    table(tree).note(one, PROVED)
+    for mark in marks():
+        table(tree).note(mark, PROVED)
+    assert unproved(tree) == []
     with (tree / changed).open("a") as file:
         file.write("# another line\n")
-    assert not table(tree).holds(marks()[0])
+    assert unproved(tree) == [mark.take_out for mark in marks()]
 
 
-@pytest.mark.sabotage("tests/proofs.py", "outcome.contents != each.contents", "False")
-def test_the_table_shows_nothing_as_proved_that_was_proved_of_other_contents(tree: Path) -> None:
+@pytest.mark.sabotage("tests/proofs.py", "result=OUT_OF_DATE", "result=outcome.result")
+def test_the_table_tells_what_was_proved_of_other_contents_and_when(tree: Path) -> None:
     one, other = marks()
     table(tree).note(one, PROVED)
+    table(tree).refresh()
+    assert "1 of 2 are proved" in (tree / "proofs.md").read_text()
     with (tree / "it.py").open("a") as file:
         file.write("# another line\n")
     table(tree).note(other, PROVED)
-    assert "1 of 2 are proved" in (tree / "proofs.md").read_text()
-    assert (tree / "proofs.md").read_text().count("| not tried yet | - | - |") == 1
+    told = (tree / "proofs.md").read_text()
+    assert "1 of 2 are proved" in told
+    assert told.count(f"| out of date | {of_today(one, PROVED).date} | {one.contents} |\n") == 1
