@@ -8,7 +8,7 @@ import pytest
 from deploy.local.cluster import Cluster
 
 
-@pytest.mark.sabotage("app/api/serving.py", "http=Protocol,", 'http="httptools",')
+@pytest.mark.sabotage("app/api/protocol.py", "def send_400_response(", "def _send_400_response(")
 @pytest.mark.parametrize(
     "request_bytes",
     [

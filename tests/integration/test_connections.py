@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -29,6 +29,7 @@ pytest_plugins = ("quiet",)
 pytestmark = pytest.mark.postgresql("PgBouncer is about it, and the server's settings are its own")
 
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
+with_pgbouncer = pytest.mark.skipif(PGBOUNCER is None, reason="PgBouncer is not installed here: apt install pgbouncer")
 SERVER_CONNECTIONS = 3
 CLIENTS = 24
 
@@ -107,26 +108,63 @@ async def pgbouncer(cluster: Cluster, folder: Path) -> AsyncIterator[str]:
         await process.wait()
 
 
-@pytest.mark.skipif(PGBOUNCER is None, reason="PgBouncer is not installed here: apt install pgbouncer")
+@asynccontextmanager
+async def database_behind(url: str, settings: Settings, clients: int) -> AsyncIterator[Database]:
+    """Open a database behind the pooler at `url`, with so many connections to it."""
+    address = settings.database.shards[0].model_copy(update={"primary": url, "replicas": ()})
+    # A transaction waits for one of few connections to be free, behind the pooler; so does the watcher.
+    waits = {"pool_timeout": 10.0, "watch_timeout": 10.0}
+    sizes = {"pool_size": clients, "primary_read_cap": clients}
+    changed = {"shards": (address,), "pooler": "transaction"} | waits | sizes
+    database = Database(settings.database.model_copy(update=changed))
+    await database.start()
+    try:
+        yield database
+    finally:
+        await database.stop()
+
+
+@asynccontextmanager
+async def held(url: str, pid: int) -> AsyncIterator[None]:
+    """Have a transaction of somebody else on one connection of the server, behind the pooler, for the block."""
+    async with AsyncExitStack() as ours, AsyncExitStack() as others:
+        while True:  # it is given to one of so many, if its watcher does not have it just now
+            connection = await asyncpg.connect(url, statement_cache_size=0)
+            await connection.execute("BEGIN")
+            if await connection.fetchval("SELECT pg_backend_pid()") == pid:
+                ours.push_async_callback(connection.close)
+                break
+            others.push_async_callback(connection.close)
+        await others.aclose()
+        yield
+
+
+@with_pgbouncer
 @pytest.mark.sabotage(
     path="app/scaling/dialect/postgresql.py",
     take_out='{"prepared_statement_cache_size": 0, "prepared_statement_name_func": str} if pooled else {}',
     put="dict[str, Any]()",
 )
+async def test_no_statement_is_looked_for_where_another_connection_of_the_server_has_it(
+    cluster: Cluster, quiet_settings: Settings, tmp_path: Path
+) -> None:
+    async with pgbouncer(cluster, tmp_path) as url, database_behind(url, quiet_settings, 1) as database:
+
+        async def answered_by() -> int:
+            async with database.writer() as writer:
+                return (await writer.first(select(func.pg_backend_pid().label("pid")))).pid
+
+        pid = await answered_by()
+        async with held(url, pid):
+            assert await answered_by() != pid
+
+
+@with_pgbouncer
 async def test_many_clients_share_a_few_connections_through_pgbouncer_in_transaction_mode(
     cluster: Cluster, quiet_settings: Settings, tmp_path: Path
 ) -> None:
-    async with pgbouncer(cluster, tmp_path) as url:
-        address = quiet_settings.database.shards[0].model_copy(update={"primary": url, "replicas": ()})
-        settings = quiet_settings.database.model_copy(
-            # A transaction waits for one of few connections to be free, behind the pooler; so does the watcher.
-            update={"shards": (address,), "pooler": "transaction", "pool_size": CLIENTS, "pool_timeout": 10.0,
-                    "watch_timeout": 10.0, "primary_read_cap": CLIENTS}
-        )  # fmt: skip
-        database = Database(settings)
-        await database.start()
-
-        behind = set[int]()  # processes of the server that have answered
+    behind = set[int]()  # processes of the server that have answered
+    async with pgbouncer(cluster, tmp_path) as url, database_behind(url, quiet_settings, CLIENTS) as database:
 
         async def customer() -> bool:
             """Write in both ways and read what was written."""
@@ -143,9 +181,6 @@ async def test_many_clients_share_a_few_connections_through_pgbouncer_in_transac
                 found = await database.reader().all(select(rows.c.orders).where(rows.c.product_id == first))
                 return sorted(row.orders for row in found) == [1, 3]
 
-        try:
-            for _ in range(3):
-                assert all(await asyncio.gather(*(customer() for _ in range(CLIENTS))))
-        finally:
-            await database.stop()
+        for _ in range(3):
+            assert all(await asyncio.gather(*(customer() for _ in range(CLIENTS))))
     assert 0 < len(behind) <= SERVER_CONNECTIONS
