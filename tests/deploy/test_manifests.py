@@ -362,6 +362,9 @@ def test_secrets_are_files_and_none_is_written_down_but_the_laptops(overlay: str
             assert not re.search(r"PASSWORD|SECRET_KEY|ACCESS_KEY|DATABASE_URL|REDIS_URL", setting)
 
 
+@pytest.mark.sabotage(
+    "deploy/k8s/overlays/eu-west/kustomization.yaml", "s3://scaleout-eu-west", "s3://scaleout-us-east"
+)
 def test_each_region_has_settings_and_secrets_of_its_own() -> None:
     found = {}
     for region in REGIONS:
@@ -373,6 +376,11 @@ def test_each_region_has_settings_and_secrets_of_its_own() -> None:
     assert len(found) == len(set(found.values())) == len(REGIONS)
 
 
+@pytest.mark.sabotage(
+    path="deploy/k8s/overlays/eu-west/kustomization.yaml",
+    take_out="[../../components/region, ../../components/secondary]",
+    put="[../../components/region]",
+)
 def test_only_the_primary_region_migrates_and_works_on_the_outbox() -> None:
     for region in REGIONS:
         primary = region == "us-east"

@@ -8,14 +8,14 @@ With a number, `FAILURE_TABLE=5` plays each fifth of the other cells, too.
 import os
 import random
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 
 import pytest
 
+from deploy.chaos.demo import Act, Screen, Voices
 from deploy.chaos.faults import CELLS, Fault, Kind, Target
 from deploy.chaos.load import Load
 from deploy.chaos.play import Play, opened
-from deploy.chaos.stage import open_stage
+from deploy.chaos.stage import Stage, open_stage
 
 pytestmark = pytest.mark.postgresql("what breaks is the same; MariaDB's servers have tests of their own")
 
@@ -43,11 +43,24 @@ def cells(wanted: str) -> tuple[Fault, ...]:
 
 
 @pytest.fixture(scope="module")
-async def play(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Play]:
-    chance = random.Random(1)
-    async with AsyncExitStack() as stack:
-        stage = await stack.enter_async_context(open_stage(tmp_path_factory.mktemp("stage") / "c", chance=chance))
-        yield await stack.enter_async_context(opened(stage, Load(stage.cluster.url, chance)))
+async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
+    async with open_stage(tmp_path_factory.mktemp("stage") / "c", chance=random.Random(1)) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+async def play(stage: Stage) -> AsyncIterator[Play]:
+    async with opened(stage, Load(stage.cluster.url, random.Random(2))) as begun:
+        yield begun
+
+
+class Overpromised(Fault):
+    """A fault of which more is promised than can be kept."""
+
+    @property
+    def writes_may(self) -> frozenset[int]:
+        """Nothing but success."""
+        return frozenset()
 
 
 @pytest.mark.sabotage(
@@ -70,3 +83,18 @@ async def test_the_service_keeps_its_promises_while_it_lasts_and_comes_back_by_i
 async def test_clients_see_nothing_impossible_while_faults_come_and_go(play: Play) -> None:
     storm = await play.storm(random.Random(STORM_SEED), STORM_SECONDS)
     assert storm.problems == [], f"STORM_SEED={STORM_SEED}: {[str(each.fault) for each in storm.faults]}"
+
+
+@pytest.mark.sabotage("deploy/chaos/demo.py", '"Broken" if played.problems else "Kept"', '"Kept"')
+async def test_a_demonstration_shows_a_promise_that_was_broken(
+    stage: Stage, play: Play, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("deploy.chaos.demo.SECONDS", SECONDS)
+    with Screen(play, Voices(stage)) as screen:
+        await screen.watch(Act(Overpromised(Target.PRIMARY, Kind.STOPPED), "no write is refused"))
+    told = capsys.readouterr().out
+    assert "The primary stopped: no write is refused" in told
+    assert "Broken. refused: " in told
+    ((_, played),) = screen.played
+    assert played.problems
+    assert all(" writes got 50" in problem for problem in played.problems)
