@@ -16,11 +16,11 @@ import httpx
 import pytest
 from apart import Apart, apart_from
 from conftest import until
-from PIL import Image
+from PIL import ExifTags, Image
 
 from app.core.errors import NotFound, Unavailable
 from app.core.settings import StorageSettings
-from app.domain.profiles.avatars import Avatars, Expected, draw
+from app.domain.profiles.avatars import ROOM, TYPES, Avatars, Expected, draw
 from app.domain.profiles.rules import NewProfile, Profile
 from app.scaling.storage import PUBLIC_CACHING, Storage
 from deploy.local.cluster import Cluster
@@ -28,6 +28,7 @@ from deploy.local.ports import free_port
 
 SECRET = b"x" * 32
 PUBLIC = "http://shop.example"
+CHECKOUT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +91,9 @@ async def upload(storage: Storage, key: str, content: bytes, content_type: str =
         (await client.put(link.url, content=content, headers=link.headers)).raise_for_status()
 
 
-def picture(kind: str = "PNG", size: tuple[int, int] = (800, 600), **options: object) -> bytes:
+def picture(kind: str = "PNG", size: tuple[int, int] = (800, 600), mode: str = "RGB", **options: object) -> bytes:
     out = io.BytesIO()
-    Image.new("RGB", size, "teal").save(out, kind, **options)
+    Image.new("RGB", size, "teal").convert(mode).save(out, kind, **options)
     return out.getvalue()
 
 
@@ -225,10 +226,48 @@ async def test_a_profile_that_is_erased_meanwhile_shows_nothing(storage: Storage
     assert await storage.delete_below(f"avatars/{profile.id}") == 0
 
 
-@pytest.mark.sabotage("app/domain/profiles/avatars.py", "image.width * image.height > MOST_PIXELS", "image.width < 0")
-def test_a_picture_that_would_fill_the_memory_is_not_decoded() -> None:
-    assert draw(picture(size=(5000, 5000)), "image/png") is None
-    assert draw(picture(size=(4000, 3000)), "image/png") is not None
+def drawn_within(room: int, content: bytes, content_type: str) -> bool:
+    """Return whether a process that may take `room` bytes more than it has can draw the picture."""
+    program = f"""
+import resource, sys
+from app.domain.profiles.avatars import draw
+content = sys.stdin.buffer.read()
+has = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (has + {room}, has + {room}))
+sys.exit(0 if draw(content, {content_type!r}) else 3)
+"""
+    ended = subprocess.run(  # noqa: S603  # our own
+        [sys.executable, "-c", program], input=content, cwd=CHECKOUT, check=False, stderr=subprocess.PIPE
+    )
+    assert ended.returncode in {0, 1, 3}, ended.stderr
+    return ended.returncode == 0
+
+
+# Each as large as its kind may be; a phone's photo is the first.
+@pytest.mark.parametrize(
+    ("content_type", "mode", "side", "options"),
+    [
+        ("image/jpeg", "RGB", 4890, {}),
+        ("image/jpeg", "CMYK", 1990, {"progressive": True, "subsampling": 0}),
+        ("image/png", "RGB", 2880, {}),
+        ("image/png", "RGBA", 2050, {}),
+        ("image/webp", "RGBA", 1470, {}),
+    ],
+    ids=["photo", "progressive", "png", "transparent", "webp"],
+)
+@pytest.mark.sabotage("app/domain/profiles/avatars.py", "_memory(image, content_type) > ROOM", "image.width < 0")
+def test_a_picture_that_would_fill_the_memory_is_not_decoded(
+    content_type: str, mode: str, side: int, options: dict[str, object]
+) -> None:
+    on_its_side = Image.Exif()
+    on_its_side[ExifTags.Base.Orientation] = 6
+    largest, larger = (
+        picture(TYPES[content_type], (width, width), mode=mode, exif=on_its_side, **options)
+        for width in (side, int(side * 1.02))
+    )
+    # What the picture itself is comes on top, and a stack for libwebp's thread.
+    assert drawn_within(ROOM + len(largest) + 16_000_000, largest, content_type)
+    assert draw(larger, content_type) is None
 
 
 def test_nothing_but_pixels_gets_through() -> None:

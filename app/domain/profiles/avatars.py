@@ -26,8 +26,9 @@ from app.scaling.storage import PUBLIC_CACHING, Storage, Upload
 
 TYPES = {"image/jpeg": "JPEG", "image/png": "PNG", "image/webp": "WEBP"}
 LARGEST = 5 * 1024 * 1024  # bytes; a photo as a phone takes it
-# 24 megapixels are the largest common camera; decoded they are 96 MB, which a worker has for each of its processes.
-MOST_PIXELS = 24_000_000
+# Bytes that decoding may take, by the costs of `_memory`. A worker has so much to spare within the limits that Compose
+# and Kubernetes give it; a photo of 24 megapixels, the largest common camera, just fits.
+ROOM = 36_000_000
 SIDE = 512  # pixels; twice what a page shows, for screens with small ones
 # What was sent in the last second of a link still arrives.
 LATE_SECONDS = 60
@@ -126,14 +127,32 @@ def draw(content: bytes, content_type: str) -> bytes | None:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(content), formats=[TYPES[content_type]]) as image:
                 # Known from the header, before a pixel is decoded.
-                if image.width * image.height > MOST_PIXELS:
+                if _memory(image, content_type) > ROOM:
                     return None
-                upright = ImageOps.exif_transpose(image)
-                upright.thumbnail((SIDE, SIDE))
-                pixels = upright.convert("RGBA" if upright.has_transparency_data else "RGB")
+                # Small first: to turn the whole picture would be a second copy of it.
+                image.thumbnail((SIDE, SIDE))
+                ImageOps.exif_transpose(image, in_place=True)
+                pixels = image.convert("RGBA" if image.has_transparency_data else "RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         return None
     pixels.info = {}
     out = io.BytesIO()
     pixels.save(out, "WEBP", quality=85)
     return out.getvalue()
+
+
+def _memory(image: Image.Image, content_type: str) -> float:
+    """Return how many bytes it takes to make the picture small, by what was measured at 24 megapixels.
+
+    A common JPEG is small from the first line on. A progressive one keeps the coefficients of every pixel until its
+    last scan; a transparent PNG is copied once to be averaged; libwebp holds two canvases, and its answer is
+    copied twice.
+    """
+    match TYPES[content_type]:
+        case "JPEG":
+            cost = 9.0 if image.info.get("progressive") else 1.5
+        case "PNG":
+            cost = 8.5 if image.has_transparency_data else 4.3
+        case _:
+            cost = 16.5
+    return cost * image.width * image.height
