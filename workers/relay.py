@@ -67,6 +67,10 @@ ROUTES: dict[str, tuple[str, ...]] = {
     "session.ended": ("upkeep.forget_sessions",),
 }
 
+# Waits for a person, who may take minutes or never come: were it backlog, anybody could have workers added and somebody
+# woken, by announcing pictures and sending none.
+AWAITED = frozenset({"avatar.expected"})
+
 # With each try a message without an outcome waits twice as long, up to 4 times `stale_after`: an hour without workers
 # costs a quarter of the claims, and what was lost still comes again within minutes.
 LONGEST_WAIT = 4
@@ -141,7 +145,7 @@ class Relay:
         while not stopping.is_set():
             # Without the database the last number stays: nobody has another one.
             with suppress(Unavailable):
-                backlog = await outbox.backlog(reader)
+                backlog = await outbox.backlog(reader, besides=AWAITED)
                 OUTBOX_WAITING.labels(label).set(backlog.messages)
                 OUTBOX_OLDEST.labels(label).set(backlog.oldest)
                 DEAD_LETTERS_OPEN.labels(label).set(backlog.letters)

@@ -56,8 +56,8 @@ class UploadView(BaseModel):
 async def upload(profile_id: OwnProfile, body: AvatarGiven, resources: ResourcesDep) -> Response:
     """Say where to send the picture: with this method and these headers, within a few minutes.
 
-    It is looked at when it has arrived; if it is what you announced, `avatar_url` leads to it some seconds later. A JPEG
-    may have 24 megapixels, a progressive one 4, a PNG 8 and with transparency 4, a WebP 2.
+    It is looked at when it has arrived; if it is what you announced, `avatar_url` leads to it some seconds later. A
+    JPEG may have 24 megapixels, a progressive one 4, a PNG 8 and with transparency 4, a WebP 2.
     """
     link = await resources.avatars.expect(profile_id, body.content_type, body.size)
     view = {"upload_url": link.url, "method": "PUT", "headers": link.headers, "expires_at": link.expires_at}

@@ -11,7 +11,7 @@ receipt in the transaction of its effect; the last receipt of a message marks it
     done_at    when the last of its tasks was done
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -316,9 +316,19 @@ class Backlog:
     letters: int
 
 
-async def backlog(queries: Queries) -> Backlog:
-    """Look at what is not done, in one statement; past `MOST_COUNTED` messages the rest is not counted."""
-    waiting = select(outbox.c.created_at).where(outbox.c.due_at.is_not(None)).limit(MOST_COUNTED).subquery()
+async def backlog(queries: Queries, *, besides: Collection[str] = ()) -> Backlog:
+    """Look at what is not done, in one statement; past `MOST_COUNTED` messages the rest is not counted.
+
+    Args:
+        queries: on a shard.
+        besides: events whose messages are no backlog.
+    """
+    waiting = (
+        select(outbox.c.created_at)
+        .where(outbox.c.due_at.is_not(None), outbox.c.event.not_in(besides))
+        .limit(MOST_COUNTED)
+        .subquery()
+    )
     letters = select(func.count()).select_from(dead_letters).where(dead_letters.c.replayed_at.is_(None))
     row = await queries.first(
         select(

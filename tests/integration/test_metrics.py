@@ -76,6 +76,13 @@ async def test_a_worker_tells_what_its_children_did_also_of_those_that_died(
     assert await done(cluster) >= before + 1
 
 
+async def nothing_waits(cluster: Cluster) -> bool:
+    """Return whether the relay tells so."""
+    told = await scraped(cluster, "relay-1")
+    names = ("outbox_messages_waiting", "outbox_oldest_message_seconds", "dead_letters_open")
+    return [told.get((name, frozenset({("shard", "0")}))) for name in names] == [0, 0, 0]
+
+
 @pytest.mark.sabotage("workers/relay.py", "OUTBOX_OLDEST.labels(label).set(backlog.oldest)", "pass")
 async def test_a_relay_tells_what_waits_and_for_how_long(
     cluster: Cluster,
@@ -91,11 +98,6 @@ async def test_a_relay_tells_what_waits_and_for_how_long(
             told.get(("outbox_oldest_message_seconds", shard), 0) > 0
         )
 
-    async def is_empty() -> bool:
-        told = await scraped(cluster, "relay-1")
-        names = ("outbox_messages_waiting", "outbox_oldest_message_seconds", "dead_letters_open")
-        return [told.get((name, shard)) for name in names] == [0, 0, 0]
-
     await asyncio.to_thread(cluster.stop, "worker-1")
     try:
         order = (await customer.order(product["id"])).raise_for_status().json()
@@ -103,7 +105,30 @@ async def test_a_relay_tells_what_waits_and_for_how_long(
     finally:
         await asyncio.to_thread(cluster.start, "worker-1")
     await customer.ended(order["id"])
-    await until(is_empty, seconds=2 * PATIENCE)
+    await until(nothing_waits, cluster, seconds=2 * PATIENCE)
+
+
+@pytest.mark.sabotage("workers/relay.py", "outbox.backlog(reader, besides=AWAITED)", "outbox.backlog(reader)")
+async def test_an_upload_that_nobody_sends_is_no_backlog(
+    cluster: Cluster, new_customer: Callable[..., Awaitable[Customer]]
+) -> None:
+    customer = await new_customer()
+
+    async def is_told() -> bool:
+        return not await nothing_waits(cluster)
+
+    await asyncio.to_thread(cluster.stop, "worker-1")
+    try:
+        announced = {"content_type": "image/png", "size": 1000}
+        path = f"/api/v1/profiles/{customer.profile['id']}"
+        (await customer.client.put(f"{path}/avatar", json=announced)).raise_for_status()
+        # What is written after it tells when the relay has looked.
+        change = {"If-Match": '"v1"'}
+        (await customer.client.patch(path, json={"name": "Eve"}, headers=change)).raise_for_status()
+        await until(is_told)
+    finally:
+        await asyncio.to_thread(cluster.start, "worker-1")
+    await until(nothing_waits, cluster, seconds=2 * PATIENCE)
 
 
 async def test_a_metrics_port_is_free_again_although_children_outlive_a_killed_worker(
