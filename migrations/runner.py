@@ -22,6 +22,7 @@ from sqlalchemy.pool import NullPool
 
 from app.core.errors import Unavailable
 from app.core.settings import DatabaseSettings, Settings, SettingsError
+from app.core.telemetry import logger
 from app.domain.profiles.tables import profiles
 from app.domain.tables import metadata
 from app.scaling import dialect
@@ -30,11 +31,17 @@ from app.scaling.dialect import logical_shard_of
 from app.scaling.sharding import ShardMap
 from migrations import citus
 
+log = logger(__name__)
+
 FOLDER = Path(__file__).parent
 # Any number that nothing else in the database uses for an advisory lock: "scaleout" in base 36, cut to 63 bits.
 LOCK = 2_200_371_428_573
 GREETING_SECONDS = 10.0  # a server that has just been started is slow
 MIGRATION_SECONDS = 300  # an index on a big table takes longer than any request may
+# A change of a table waits for every transaction that uses the table, and all requests that come to it then stand
+# behind the change. So it stands there for less than they wait for a connection, lets them pass, and tries again.
+LOCK_SECONDS = 0.5
+LET_PASS_SECONDS = 2.0
 
 
 def configuration() -> Config:
@@ -50,16 +57,17 @@ def upgrade(settings: Settings) -> None:
 
     Raises:
         Unavailable: a shard cannot be reached, or is of an engine that the service does not run on.
-        OSError, SQLAlchemyError: a shard refuses a step, or is lost in it; it is as it was before that step.
+        OSError, SQLAlchemyError: a shard refuses a step, or is lost in it, or a transaction uses a table that changes
+            for longer than `MIGRATION_SECONDS`; it is as it was before, and a further run goes on.
         SettingsError: the settings name fewer shards than hold something, or put elsewhere what is there already.
     """
     shards = settings.database.shards
     for shard in shards:
         asyncio.run(_greet(shard.primary))
-        asyncio.run(_on(shard.primary, _upgrade))
+        asyncio.run(_when_free(shard.primary, _upgrade))
         if settings.database.spread == "citus":
-            asyncio.run(_on(shard.primary, _distribute))
-    asyncio.run(_on(shards[0].primary, partial(_state_map, [shard.held for shard in shards])))
+            asyncio.run(_when_free(shard.primary, _distribute))
+    asyncio.run(_when_free(shards[0].primary, partial(_state_map, [shard.held for shard in shards])))
 
 
 def check(url: str) -> list[str]:
@@ -109,21 +117,39 @@ async def _on(url: str, work: Callable[[Connection], Any]) -> Any:
         await engine.dispose()
 
 
-def _upgrade(connection: Connection) -> None:
-    dialect.hold_for_migrations(connection, lock=LOCK, seconds=MIGRATION_SECONDS)
+async def _when_free(url: str, work: Callable[[Connection], Any]) -> Any:
+    """Do the work, again and again while transactions use what it needs for itself."""
+    loop = asyncio.get_running_loop()
+    last = loop.time() + MIGRATION_SECONDS
+    while True:
+        try:
+            return await _on(url, work)
+        except dialect.ERRORS as error:
+            if dialect.trouble(error) is not dialect.Trouble.BUSY or loop.time() > last:
+                raise
+            log.warning("migration waits for a transaction that uses its tables", reason=str(error).partition("\n")[0])
+        await asyncio.sleep(LET_PASS_SECONDS)
+
+
+def _upgrade(connection: Connection, step: str = "head") -> None:
+    _hold(connection)
     config = configuration()
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    command.upgrade(config, step)
+
+
+def _hold(connection: Connection) -> None:
+    dialect.hold_for_migrations(connection, lock=LOCK, seconds=MIGRATION_SECONDS, lock_seconds=LOCK_SECONDS)
 
 
 def _distribute(connection: Connection) -> None:
-    dialect.hold_for_migrations(connection, lock=LOCK, seconds=MIGRATION_SECONDS)
+    _hold(connection)
     citus.distribute(connection, metadata.sorted_tables)
 
 
 def _state_map(held: list[tuple[int, int] | None], connection: Connection) -> None:
     """Make the settings' map the first one. From then on only moves change it, and the settings only name servers."""
-    dialect.hold_for_migrations(connection, lock=LOCK, seconds=MIGRATION_SECONDS)
+    _hold(connection)
     row = connection.execute(select(shard_map)).first()
     if row is None:
         first = ShardMap.of_settings(held)

@@ -208,7 +208,7 @@ async def test_one_migration_of_a_database_runs_at_a_time(cluster: Any, monkeypa
 
         engine = create_async_engine(dialect.driver_url(url))
         async with engine.connect() as first:
-            await first.run_sync(partial(dialect.hold_for_migrations, lock=runner.LOCK, seconds=1))
+            await first.run_sync(partial(dialect.hold_for_migrations, lock=runner.LOCK, seconds=1, lock_seconds=1))
             with pytest.raises(mariadb.OperationalError, match="another migration"):
                 await asyncio.to_thread(runner.upgrade, settings)
         await engine.dispose()

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 from alembic import command
-from conftest import settings_from, until
+from conftest import PATIENCE, settings_from, until
 from engines import WORDS, ask
 from quiet import database_on, environment_of
 from sqlalchemy import Connection, event
@@ -73,6 +73,41 @@ async def test_a_run_waits_for_one_that_is_under_way_and_a_further_one_finds_not
         await first.close()
     await asyncio.to_thread(runner.upgrade, empty)
     assert await asyncio.to_thread(runner.check, url) == []
+    assert await runner._on(url, runner.current)
+
+
+@pytest.mark.postgresql("its locks are looked at")
+@pytest.mark.sabotage("migrations/runner.py", "lock_seconds=LOCK_SECONDS", "lock_seconds=0")
+@pytest.mark.sabotage(
+    "migrations/runner.py", "        except dialect.ERRORS as error:\n", "        except ZeroDivisionError as error:\n"
+)
+async def test_a_long_transaction_delays_a_migration_and_nobody_else(empty: Settings) -> None:
+    url = empty.database.shards[0].primary
+    await runner._on(
+        url, lambda connection: runner._upgrade(connection, "0009")
+    )  # the step after it changes the outbox
+    reading, other = await asyncpg.connect(url), await asyncpg.connect(url)
+    waiting = (
+        "SELECT 1 FROM pg_locks JOIN pg_database ON pg_database.oid = database "
+        "WHERE datname = current_database() AND relation = 'outbox'::regclass AND NOT granted"
+    )
+    try:
+        async with reading.transaction():  # a backup, a report, somebody's psql
+            await reading.fetch("SELECT 1 FROM outbox")
+            migration = asyncio.create_task(asyncio.to_thread(runner.upgrade, empty))
+
+            async def waits() -> bool:
+                return bool(await other.fetch(waiting))
+
+            await until(waits)
+            # Whoever comes to the table now stands behind the migration.
+            await other.fetch("SELECT 1 FROM outbox", timeout=PATIENCE)
+            await until(waits)
+            assert not migration.done()
+        await migration
+    finally:
+        await reading.close()
+        await other.close()
     assert await runner._on(url, runner.current)
 
 

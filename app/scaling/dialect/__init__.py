@@ -78,7 +78,7 @@ class Engine(Protocol):
     def driver_url(self, url: str) -> str:
         """See `driver_url` below."""
 
-    def hold_for_migrations(self, connection: Connection, *, lock: int, seconds: int) -> None:
+    def hold_for_migrations(self, connection: Connection, *, lock: int, seconds: int, lock_seconds: float) -> None:
         """See `hold_for_migrations` below."""
 
     async def connect(self, url: str, settings: DatabaseSettings, patience: float, *, name: str) -> Any:
@@ -157,7 +157,7 @@ def driver_url(url: str) -> str:
     return _at(url).driver_url(url)
 
 
-def hold_for_migrations(connection: Connection, *, lock: int, seconds: int) -> None:
+def hold_for_migrations(connection: Connection, *, lock: int, seconds: int, lock_seconds: float) -> None:
     """Let one migration of this database run at a time, and give its statements more time than a request's.
 
     Args:
@@ -165,8 +165,11 @@ def hold_for_migrations(connection: Connection, *, lock: int, seconds: int) -> N
             themselves, the connection ends.
         lock: its number.
         seconds: that a statement may take, and that the lock is waited for.
+        lock_seconds: that a change of a table may wait for whoever uses it, rounded up to what the engine knows.
     """
-    _ENGINES[connection.dialect.name].hold_for_migrations(connection, lock=lock, seconds=seconds)
+    _ENGINES[connection.dialect.name].hold_for_migrations(
+        connection, lock=lock, seconds=seconds, lock_seconds=lock_seconds
+    )
 
 
 async def connect(url: str, settings: DatabaseSettings, patience: float, *, name: str) -> Any:

@@ -141,9 +141,10 @@ def driver_url(url: str) -> str:
     return f"{mariadb_sql.DRIVER}://{url.partition('://')[2]}"
 
 
-def hold_for_migrations(connection: SqlConnection, *, lock: int, seconds: int) -> None:
+def hold_for_migrations(connection: SqlConnection, *, lock: int, seconds: int, lock_seconds: float) -> None:
     """Hold a named lock until the connection ends: a change of a table would end every transaction's."""
-    connection.execute(text(f"SET SESSION max_statement_time = {seconds}"))
+    times = f"max_statement_time = {seconds}, lock_wait_timeout = {math.ceil(lock_seconds)}"
+    connection.execute(text(f"SET SESSION {times}"))
     # The name is the server's, the lock is one database's.
     name = {"name": f"{connection.engine.url.database}.{lock}", "seconds": seconds}
     if not connection.scalar(text("SELECT GET_LOCK(:name, :seconds)"), name):

@@ -116,10 +116,11 @@ def driver_url(url: str) -> str:
     return url.replace("postgresql://", "postgresql+asyncpg://", 1)
 
 
-def hold_for_migrations(connection: Connection, *, lock: int, seconds: int) -> None:
+def hold_for_migrations(connection: Connection, *, lock: int, seconds: int, lock_seconds: float) -> None:
     """Hold an advisory lock until the transaction ends."""
     connection.execute(text(f"SET statement_timeout = '{seconds}s'"))
     connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": lock})
+    connection.execute(text(f"SET LOCAL lock_timeout = '{lock_seconds * 1000:.0f}ms'"))
 
 
 async def connect(
