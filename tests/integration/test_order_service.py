@@ -246,10 +246,10 @@ async def test_issuing_again_gives_the_same_number_and_the_same_bytes(
     quiet: Resources, other: Resources, profile: Profile
 ) -> None:
     order = await place(quiet, profile, NewItem((await product_of(quiet)).id, 3))
-    key = await quiet.invoices.issue(order)
+    stored = await quiet.invoices.issue(order)
     first = await quiet.invoices.pdf(order)
-    assert (await other.invoices.issue(order), await other.invoices.pdf(order)) == (key, first)
-    assert key == key_of(order.id)
+    assert (await other.invoices.issue(order), await other.invoices.pdf(order)) == (stored, first)
+    assert stored.key == key_of(order.id)
     assert first.startswith(b"%PDF-")
     with pytest.raises(NotFound) as refusal:
         await quiet.orders.invoice_link(profile.id, order.id)

@@ -24,9 +24,10 @@ RECORD_SECONDS = 15.0
 @saga_task("invoices.issue", acts_on=CONFIRMED, seconds=INVOICE_SECONDS)
 async def issue_invoice(resources: Resources, delivery: Delivery, order: Order) -> None:
     """Store the invoice under the order's key and link it; the confirmation mail follows from that."""
-    key = await resources.invoices.issue(order)
+    stored = await resources.invoices.issue(order)
     async with once(resources, delivery) as writer:
-        await resources.orders.invoiced(writer, order, key)
+        await resources.invoices.keep(writer, order, stored)
+        await resources.orders.invoiced(writer, order, stored.key)
 
 
 @task("invoices.forget_buyer", seconds=FORGET_SECONDS)

@@ -10,11 +10,12 @@ from uuid import UUID
 
 from sqlalchemy import insert, select, update
 
+from app.core.errors import Unavailable
 from app.domain.orders import invoice as document
 from app.domain.orders.rules import TAX_RATE, Order
 from app.domain.orders.tables import invoice_counters, invoices
 from app.domain.profiles.tables import profiles
-from app.scaling.database import Database
+from app.scaling.database import Database, Writer
 from app.scaling.dialect import insert_ignore
 from app.scaling.storage import Storage
 
@@ -29,6 +30,14 @@ class Issued:
     at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An invoice in the object storage: under which key, and whether it names its buyer."""
+
+    key: str
+    names_buyer: bool
+
+
 class Invoices:
     """Invoices over all shards.
 
@@ -41,17 +50,30 @@ class Invoices:
         self._database = database
         self._storage = storage
 
-    async def issue(self, order: Order) -> str:
-        """Number, render and store the invoice of a confirmed order; return its key in the object storage.
+    async def issue(self, order: Order) -> Stored:
+        """Number, render and store the invoice of a confirmed order; `keep` belongs to the transaction that links it.
 
         Raises:
             Unavailable: the database or the object storage does not take it; repeat later.
         """
-        issued = await self._number(order)
-        pdf = await asyncio.to_thread(document.render, await self._document(order, issued))
+        made = await self._document(order, await self._number(order))
         key = key_of(order.id)
-        await self._storage.put(key, pdf, "application/pdf")
-        return key
+        await self._storage.put(key, await asyncio.to_thread(document.render, made), "application/pdf")
+        return Stored(key, made.buyer.name != FORGOTTEN)
+
+    async def keep(self, writer: Writer, order: Order, stored: Stored) -> None:
+        """Have whoever it names be there until the commit: who is erased after it has the linked invoice issued again.
+
+        Raises:
+            Unavailable: `buyer_erased`, if they were erased while it was made; issue it again.
+        """
+        if not stored.names_buyer:
+            return
+        there = select(profiles.c.profile_id).where(
+            profiles.c.profile_id == order.profile_id, profiles.c.erased_at.is_(None)
+        )
+        if not await writer.all(there.with_for_update(read=True)):
+            raise Unavailable("The buyer was erased while the invoice was made.", code="buyer_erased")
 
     async def pdf(self, order: Order) -> bytes:
         """Return the stored invoice of the order."""
