@@ -12,7 +12,7 @@ from uuid import uuid4
 import containers
 import httpx
 import pytest
-from engines import DATABASE
+from engines import DATABASE, is_level
 
 from app.core import context
 from app.core.settings import Settings, load_settings
@@ -24,6 +24,12 @@ T = TypeVar("T")
 PASSWORD = "a long enough pass phrase"
 # Seconds that a test waits for what must come, however slow or busy the machine is; one that passes waits for less.
 PATIENCE = float(os.environ.get("TEST_PATIENCE", "60"))
+# As everybody has them who sets none: for tests of those who wait for a database that is away.
+USUAL_PATIENCE = {
+    "DATABASE_POOL_TIMEOUT": "0.8",
+    "DATABASE_CONNECT_TIMEOUT": "0.8",
+    "DATABASE_WATCH_TIMEOUT": "0.6",
+}
 # Limits are tested where they are set low; elsewhere they would only count the tests.
 ENVIRONMENT = {
     "RATE_LIMIT_ANONYMOUS": "100000/minute",
@@ -33,6 +39,14 @@ ENVIRONMENT = {
     "WORKER_STALE_AFTER": "5",
     # Replicas are paused in tests, for as long as a slow machine takes, and take reads all the same.
     "DATABASE_REPLICA_MAX_LAG": "60",
+    # Nor is anybody given up, or a request refused, because a slow or busy machine takes its time.
+    "DATABASE_POOL_TIMEOUT": "5",
+    "DATABASE_CONNECT_TIMEOUT": "3",
+    "DATABASE_WATCH_TIMEOUT": "3",
+    "REDIS_TIMEOUT": "1",
+    # Each customer of a test costs two hashes, and hashing is not what is tested.
+    "SESSION_HASH_MEMORY": "8",
+    "SESSION_HASH_PASSES": "1",
 }
 
 
@@ -144,6 +158,12 @@ async def until(ask: Callable[..., Awaitable[T | None]], *arguments: Any, second
             if answer:
                 return answer
             await asyncio.sleep(0.05)
+
+
+async def replayed(cluster: Cluster) -> None:
+    """Wait until every replica shows what the primary has committed before."""
+    for name in ("replica-1", "replica-2"):
+        await until(is_level, cluster.process("primary").address, cluster.process(name).address)
 
 
 @pytest.fixture

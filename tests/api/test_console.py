@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import Customer
+from conftest import PATIENCE, Customer
 from expectations import check_problem
 
 from app.api import console
@@ -51,7 +51,7 @@ async def censuses(lines: AsyncIterator[str]) -> AsyncIterator[dict[str, Any]]:
 
 async def once(taken: AsyncIterator[dict[str, Any]], true: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """Return the first census of which something is true."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         async for census in taken:
             if true(census):
                 return census
@@ -184,7 +184,7 @@ async def test_it_tells_of_an_order_as_it_happens_and_nothing_of_whose_it_is(
 
 @pytest.mark.sabotage("app/api/console/__init__.py", "(looks and not await session_lives(resources, session))", "False")
 async def test_the_stream_ends_with_its_session(admin: Customer) -> None:
-    async with asyncio.timeout(20), watching(admin.client) as taken:
+    async with asyncio.timeout(PATIENCE), watching(admin.client) as taken:
         await anext(taken)
         (await admin.client.delete("/api/v1/sessions/current")).raise_for_status()
         async for _ in taken:
@@ -198,7 +198,7 @@ async def test_an_instance_that_drains_ends_its_streams(settings: Settings) -> N
     async with open_resources(settings) as resources:
         census = Census(resources.pipe, pulse_of(resources, "api").view)
         frames = console._frames(resources, session, census)
-        async with asyncio.timeout(20), aclosing(frames):
+        async with asyncio.timeout(PATIENCE), aclosing(frames):
             while not (await anext(frames)).startswith(b"event: census"):
                 pass
             resources.lifecycle.enter(Phase.DRAINING)

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import settings_from
+from conftest import settings_from, until
 from expectations import check_problem
 
 from app.api import health
@@ -25,9 +25,12 @@ async def test_probes_of_a_running_instance(client: httpx.AsyncClient) -> None:
 
 
 async def test_each_dependency_is_told_by_its_part_and_never_by_its_address(client: httpx.AsyncClient) -> None:
-    answer = await client.get("/health")
+    async def up() -> httpx.Response | None:
+        answer = await client.get("/health")
+        return answer if answer.json()["status"] == "up" else None
+
+    answer = await until(up)
     body = answer.json()
-    assert body["status"] == "up"
     names = [dependency["name"] for dependency in body["dependencies"]]
     assert names == ["database-0/primary", "database-0/replica-1", "database-0/replica-2", "redis", "storage"]
     for dependency in body["dependencies"]:

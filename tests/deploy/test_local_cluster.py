@@ -32,7 +32,7 @@ def servers() -> Iterator[Cluster]:
         made.down(wipe=True)
 
 
-def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "the awaited condition did not come"

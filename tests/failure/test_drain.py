@@ -66,7 +66,7 @@ async def test_a_second_signal_ends_the_waiting(new_instance: Callable[..., Awai
     instance.tell()
 
     async def draining() -> bool:
-        return (await instance.client.get("/health/ready")).json()["code"] == "draining"
+        return (await instance.client.get("/health/ready")).json().get("code") == "draining"
 
     await until(draining)
     instance.tell()

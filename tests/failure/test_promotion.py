@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
-from conftest import ENVIRONMENT, PASSWORD, until
+from conftest import ENVIRONMENT, PASSWORD, USUAL_PATIENCE, until
 from engines import DATABASE
 from promoting import Promotion
 
@@ -19,7 +19,6 @@ from deploy.local.programs import Sizes
 
 INSTANCES = ("api-1", "api-2")
 REPLICAS = ("replica-1", "replica-2")
-CHEAP = {"SESSION_HASH_MEMORY": "8", "SESSION_HASH_PASSES": "1"}
 OUTAGE = {503, 504}  # what a write may be told while there is no primary
 SECONDS = 5  # after a promotion, until everybody writes again
 ROUNDS = 10  # the same on a machine on which it takes half a second that everybody writes once
@@ -34,7 +33,7 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     running = Cluster(
         tmp_path_factory.mktemp("shard"),
         sizes=Sizes(kinds=kinds),
-        environment=ENVIRONMENT | CHEAP | unused,
+        environment=ENVIRONMENT | USUAL_PATIENCE | unused,
         database=DATABASE,
         seed=False,
         durable=False,

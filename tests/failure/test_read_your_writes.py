@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from conftest import PATIENCE, Customer, until
+from conftest import PATIENCE, Customer, replayed, until
 from engines import WORDS, ask, is_level
 from redis.asyncio import Redis
 
@@ -166,8 +166,7 @@ async def test_an_order_seen_confirmed_never_goes_back(
     await asyncio.to_thread(cluster.stop, "worker-1")
     order = (await customer.order(product["id"])).raise_for_status().json()
     # Both replicas have the order; from here on one stands still, and whoever asks it sees every later step undone.
-    for replica in REPLICAS:
-        await until(is_level, cluster.process("primary").address, cluster.process(replica).address)
+    await replayed(cluster)
     async with paused(cluster, "replica-1"):
         await asyncio.to_thread(cluster.start, "worker-1")
         seen: list[str] = []

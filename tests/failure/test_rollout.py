@@ -15,8 +15,8 @@ from deploy.local.cluster import Cluster
 # Requests in a second, over both instances; of 20 of them one places an order and one changes a profile.
 RATE = 200
 # At once at most, on a machine that is slower than the rate: fewer than the places of one instance (48), which is all
-# there is while the other one is replaced. More would be a test of overload.
-MOST = 40
+# there is while the other one is replaced, and hardly more than have a connection. More would be a test of overload.
+MOST = 12
 MIX = ("product",) * 12 + ("list",) * 4 + ("profile",) * 2 + ("change", "order")
 CUSTOMERS = 10
 

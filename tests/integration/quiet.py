@@ -13,7 +13,7 @@ from uuid import UUID
 
 import psutil
 import pytest
-from conftest import settings_from, until
+from conftest import USUAL_PATIENCE, settings_from, until
 from engines import WORDS, ask, database_at, elsewhere
 
 from app.core import context
@@ -29,8 +29,13 @@ from migrations import runner
 DATABASE = "quiet"
 REDIS_NUMBER = 5  # the cluster's own processes use 0
 REPLICAS = ("replica-1", "replica-2")
-# Hashes that cost nothing, and replicas that are asked often, so that conditions come true soon.
-ENVIRONMENT = {"SESSION_HASH_MEMORY": "8", "SESSION_HASH_PASSES": "1", "DATABASE_REPLICA_POLL": "0.05"}
+# Replicas are asked often, so that conditions come true soon. A server that hangs is found out by who watches it, long
+# before a statement's own timeout; neither is so short that one which is only slow is given up.
+ENVIRONMENT = USUAL_PATIENCE | {
+    "DATABASE_REPLICA_POLL": "0.05",
+    "DATABASE_WATCH_TIMEOUT": "2",
+    "DATABASE_COMMAND_TIMEOUT": "20",
+}
 WAREHOUSES = (("Hamburg", 53.55, 9.99), ("Lyon", 45.76, 4.84))
 
 

@@ -45,14 +45,19 @@ async def strangers_are_answered_by(database: Database, reads: int = 40) -> set[
     return found
 
 
+async def answer_strangers(database: Database, nodes: set[str]) -> bool:
+    """Whether these nodes answer strangers, and no other."""
+    return await strangers_are_answered_by(database) == nodes
+
+
 def replicas_of(database: Database) -> tuple[Node, ...]:
     return database.shards[0].replicas.replicas
 
 
 @pytest.fixture
 async def strict(quiet: Resources) -> AsyncIterator[Database]:
-    """An instance that takes no lag."""
-    async with started(quiet, replica_max_lag=0.05) as database:
+    """An instance that takes little lag: more than a replica has that is only looked at late."""
+    async with started(quiet, replica_max_lag=0.5) as database:
         yield database
 
 
@@ -62,7 +67,7 @@ async def strict(quiet: Resources) -> AsyncIterator[Database]:
     put="replica = None",
 )
 async def test_reads_go_to_the_replicas_and_spread_over_them(quiet: Resources) -> None:
-    assert await strangers_are_answered_by(quiet.database) == set(REPLICAS)
+    await until(answer_strangers, quiet.database, set(REPLICAS))
 
 
 @pytest.mark.sabotage(  # any replica
@@ -82,7 +87,7 @@ async def test_a_paused_replica_never_hides_my_own_write(quiet: Resources, serve
             assert await sees(quiet.database, identifier)
             assert context.current().spans["db"].description == "primary"
         # Nobody else pays for it: they wrote nothing, and an answer from just before is right for them.
-        assert await strangers_are_answered_by(quiet.database) == set(REPLICAS)
+        await until(answer_strangers, quiet.database, set(REPLICAS))
         with context.working(stranger()):
             assert not await sees(quiet.database, identifier)
     assert await answered_by(quiet.database) in REPLICAS
@@ -117,7 +122,7 @@ async def test_a_replica_that_lags_too_much_takes_no_reads_until_it_has_caught_u
     async with servers.paused("replica-1"):
         await add(strict)
         await until(ejected)
-        assert await strangers_are_answered_by(strict) == {"replica-2"}
+        await until(answer_strangers, strict, {"replica-2"})
     await until(back)
 
 
@@ -128,7 +133,7 @@ async def test_a_read_whose_node_dies_is_answered_by_another_and_the_node_comes_
     quiet: Resources, servers: Servers
 ) -> None:
     dying, staying = replicas_of(quiet.database)
-    assert await strangers_are_answered_by(quiet.database) == set(REPLICAS)
+    await until(answer_strangers, quiet.database, set(REPLICAS))
 
     async def back() -> bool:
         return dying.healthy
@@ -142,9 +147,9 @@ async def test_a_read_whose_node_dies_is_answered_by_another_and_the_node_comes_
         finally:
             staying.in_flight -= 100
         assert not dying.healthy
-        assert await strangers_are_answered_by(quiet.database) == {"replica-2"}
+        await until(answer_strangers, quiet.database, {"replica-2"})
     await until(back)
-    assert await strangers_are_answered_by(quiet.database) == set(REPLICAS)
+    await until(answer_strangers, quiet.database, set(REPLICAS))
 
 
 @pytest.mark.sabotage(
@@ -153,7 +158,7 @@ async def test_a_read_whose_node_dies_is_answered_by_another_and_the_node_comes_
 async def test_a_read_that_loses_both_replicas_at_once_is_answered_by_the_primary(
     quiet: Resources, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert await strangers_are_answered_by(quiet.database) == set(REPLICAS)
+    await until(answer_strangers, quiet.database, set(REPLICAS))
     async with servers.down(*REPLICAS):
         for replica in replicas_of(quiet.database):
             replica.healthy = True
@@ -169,7 +174,7 @@ async def test_without_any_replica_reads_go_to_the_primary_until_one_is_back(
     async with servers.down(*REPLICAS):
         reads = await asyncio.gather(*(read_apart(quiet.database) for _ in range(5)))
         assert set(reads) == {"primary"}
-    assert await strangers_are_answered_by(quiet.database) == set(REPLICAS)
+    await until(answer_strangers, quiet.database, set(REPLICAS))
 
 
 async def read_apart(database: Database) -> str:
@@ -221,7 +226,7 @@ async def test_replicas_that_are_cut_off_from_their_primary_are_late_although_th
         for node in REPLICAS:
             assert [row["so"] for row in await servers.sql(node, WORDS.believes)] == [True]
         await until(ejected)
-        assert await strangers_are_answered_by(strict) == {"primary"}
+        await until(answer_strangers, strict, {"primary"})
     await until(back)
 
 
@@ -232,7 +237,7 @@ async def test_reads_that_hang_with_their_replica_are_answered_by_another_at_onc
     quiet: Resources, servers: Servers
 ) -> None:
     hanging, staying = replicas_of(quiet.database)
-    assert await strangers_are_answered_by(quiet.database) == set(REPLICAS)
+    await until(answer_strangers, quiet.database, set(REPLICAS))
     async with servers.frozen("replica-1"):
         # The watcher has not noticed yet, and all that is read goes to the one that hangs.
         hanging.healthy = True
@@ -243,4 +248,4 @@ async def test_reads_that_hang_with_their_replica_are_answered_by_another_at_onc
         finally:
             staying.in_flight -= 100
         assert not hanging.healthy
-    assert await strangers_are_answered_by(quiet.database) == set(REPLICAS)
+    await until(answer_strangers, quiet.database, set(REPLICAS))
