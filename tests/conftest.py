@@ -24,12 +24,6 @@ T = TypeVar("T")
 PASSWORD = "a long enough pass phrase"
 # Seconds that a test waits for what must come, however slow or busy the machine is; one that passes waits for less.
 PATIENCE = float(os.environ.get("TEST_PATIENCE", "60"))
-# As everybody has them who sets none: for tests of those who wait for a database that is away.
-USUAL_PATIENCE = {
-    "DATABASE_POOL_TIMEOUT": "0.8",
-    "DATABASE_CONNECT_TIMEOUT": "0.8",
-    "DATABASE_WATCH_TIMEOUT": "0.6",
-}
 # Limits are tested where they are set low; elsewhere they would only count the tests.
 ENVIRONMENT = {
     "RATE_LIMIT_ANONYMOUS": "100000/minute",

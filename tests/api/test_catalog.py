@@ -93,7 +93,7 @@ async def test_pages_follow_each_other_without_gaps(client: httpx.AsyncClient) -
     assert seen == sorted(seen, reverse=True)
 
 
-@pytest.mark.parametrize("path", ["/api/v1/products/" + str(uuid4()), "/api/v1/nothing", "/api/v1/products/"])
+@pytest.mark.parametrize("path", ["/", "/api/v1/products/" + str(uuid4()), "/api/v1/nothing", "/api/v1/products/"])
 async def test_what_does_not_exist_is_a_problem_that_nobody_caches(client: httpx.AsyncClient, path: str) -> None:
     answer = await client.get(path)
     check_problem(answer, 404, "not_found")

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
-from conftest import ENVIRONMENT, PASSWORD, USUAL_PATIENCE, until
+from conftest import ENVIRONMENT, PASSWORD, until
 from engines import DATABASE
 from promoting import Promotion
 
@@ -19,6 +19,8 @@ from deploy.local.programs import Sizes
 
 INSTANCES = ("api-1", "api-2")
 REPLICAS = ("replica-1", "replica-2")
+# How long somebody waits for a database that is away is what is tested here.
+USUAL = {"DATABASE_POOL_TIMEOUT": "0.8", "DATABASE_CONNECT_TIMEOUT": "0.8", "DATABASE_WATCH_TIMEOUT": "0.6"}
 OUTAGE = {503, 504}  # what a write may be told while there is no primary
 SECONDS = 5  # after a promotion, until everybody writes again
 ROUNDS = 10  # the same on a machine on which it takes half a second that everybody writes once
@@ -33,7 +35,7 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     running = Cluster(
         tmp_path_factory.mktemp("shard"),
         sizes=Sizes(kinds=kinds),
-        environment=ENVIRONMENT | USUAL_PATIENCE | unused,
+        environment=ENVIRONMENT | USUAL | unused,
         database=DATABASE,
         seed=False,
         durable=False,

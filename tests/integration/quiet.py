@@ -13,7 +13,7 @@ from uuid import UUID
 
 import psutil
 import pytest
-from conftest import USUAL_PATIENCE, settings_from, until
+from conftest import settings_from, until
 from engines import WORDS, ask, database_at, elsewhere
 
 from app.core import context
@@ -29,12 +29,14 @@ from migrations import runner
 DATABASE = "quiet"
 REDIS_NUMBER = 5  # the cluster's own processes use 0
 REPLICAS = ("replica-1", "replica-2")
-# Replicas are asked often, so that conditions come true soon. A server that hangs is found out by who watches it, long
-# before a statement's own timeout; neither is so short that one which is only slow is given up.
-ENVIRONMENT = USUAL_PATIENCE | {
+# Replicas are asked often, so that conditions come true soon. Whoever waits for a server that hangs gives it up long
+# before a statement's own timeout, and nobody one that is only slow.
+ENVIRONMENT = {
     "DATABASE_REPLICA_POLL": "0.05",
     "DATABASE_WATCH_TIMEOUT": "2",
-    "DATABASE_COMMAND_TIMEOUT": "20",
+    "DATABASE_POOL_TIMEOUT": "3",
+    "DATABASE_CONNECT_TIMEOUT": "2",
+    "DATABASE_COMMAND_TIMEOUT": "30",
 }
 WAREHOUSES = (("Hamburg", 53.55, 9.99), ("Lyon", 45.76, 4.84))
 

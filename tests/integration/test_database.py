@@ -47,9 +47,9 @@ async def add(database: Database) -> UUID:
 
 @pytest.fixture
 async def narrow(quiet: Resources) -> AsyncIterator[Database]:
-    """A database without replicas, with one connection a pool that is waited for briefly."""
+    """A database without replicas, with two connections a pool that are waited for as long as one takes to open."""
     address = quiet.settings.database.shards[0].model_copy(update={"replicas": ()})
-    async with started(quiet, shards=(address,), pool_size=2, pool_timeout=0.4, primary_read_cap=2) as database:
+    async with started(quiet, shards=(address,), pool_size=2, pool_timeout=1.5, primary_read_cap=2) as database:
         yield database
 
 

@@ -47,7 +47,7 @@ async def test_an_order_meets_no_connection_that_its_server_has_closed(quiet: Re
     put="        if False:\n            self._kept",
 )
 async def test_orders_and_transactions_share_the_connections_of_one_pool(quiet: Resources) -> None:
-    async with started(quiet, pool_size=1, pool_timeout=0.5) as database:
+    async with started(quiet, pool_size=1) as database:
         for _ in range(3):
             assert await claim(database)
             async with database.writer() as writer:
@@ -62,7 +62,7 @@ async def test_orders_and_transactions_share_the_connections_of_one_pool(quiet: 
 @pytest.mark.postgresql("elsewhere an order is a transaction of SQLAlchemy's")
 async def test_an_order_that_found_no_connection_binds_nobody_to_the_primary(quiet: Resources) -> None:
     profile_id = new_id()
-    async with started(quiet, pool_size=1, pool_timeout=0.1) as database:
+    async with started(quiet, pool_size=1, pool_timeout=1.5) as database:
         database._positions = quiet.positions
         async with database.writer():
             with pytest.raises(Unavailable):

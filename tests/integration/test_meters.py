@@ -25,10 +25,10 @@ def told(name: str, **labels: str) -> float:
 
 @pytest.fixture
 async def narrow(quiet: Resources) -> AsyncIterator[Database]:
-    """A database without replicas, with two connections a pool that are waited for briefly."""
+    """A database without replicas, with two connections a pool that are waited for as long as one takes to open."""
     address = quiet.settings.database.shards[0].model_copy(update={"replicas": ()})
     settings = quiet.settings.database.model_copy(
-        update={"shards": (address,), "pool_size": 2, "pool_timeout": 0.3, "primary_read_cap": 8}
+        update={"shards": (address,), "pool_size": 2, "pool_timeout": 1.5, "primary_read_cap": 8}
     )
     database = Database(settings)
     await database.start()

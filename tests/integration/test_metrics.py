@@ -61,8 +61,7 @@ async def test_a_worker_tells_what_its_children_did_also_of_those_that_died(
 ) -> None:
     customer, product = await new_customer(), await new_product()
     await customer.ended((await customer.order(product["id"])).raise_for_status().json()["id"])
-    before = await done(cluster)
-    assert before >= 1
+    before = await until(done, cluster)  # right after the commit that the customer sees
     parent = psutil.Process(cluster.process("worker-1").pid)
     children = parent.children()
     for child in children:
@@ -73,7 +72,11 @@ async def test_a_worker_tells_what_its_children_did_also_of_those_that_died(
 
     await until(replaced)
     await customer.ended((await customer.order(product["id"])).raise_for_status().json()["id"])
-    assert await done(cluster) >= before + 1
+
+    async def one_more() -> bool:
+        return await done(cluster) >= before + 1
+
+    await until(one_more)
 
 
 async def nothing_waits(cluster: Cluster) -> bool:
@@ -274,7 +277,11 @@ async def test_confirmed_orders_are_counted_with_what_they_come_to(
     before = await revenue()
     order = (await customer.order(product["id"], quantity=3)).raise_for_status().json()
     assert (await customer.ended(order["id"]))["status"] == "confirmed"
-    assert await revenue() - before >= 3 * 1999
+
+    async def counted() -> bool:  # right after the commit that the customer sees
+        return await revenue() - before >= 3 * 1999
+
+    await until(counted)
 
 
 @pytest.mark.sabotage("workers/relay.py", "QUEUE_LENGTH.labels(queue).set(length)", "pass")

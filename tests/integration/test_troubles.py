@@ -228,7 +228,7 @@ async def test_while_the_primary_hangs_writes_are_refused_within_a_second_and_re
         frozen.set()
         # More at once than the pool has connections: whoever waits for one is refused in time, too.
         taken = await asyncio.gather(before, *(write(under_way=False) for _ in range(10)))
-        # Little more than the watcher's timeout on a machine that does nothing else; a statement's own is ten times it.
+        # The time of the pool or of the watcher on a machine that does nothing else; a statement's own is ten times it.
         assert max(taken) < quiet.settings.database.command_timeout / 2
         assert max([await write(under_way=False) for _ in range(3)]) < quiet.settings.database.command_timeout / 2
         for _ in range(20):
