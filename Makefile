@@ -65,8 +65,12 @@ test-failure: $(STAMP) ## What breaks, in its long form: every fault, 200 orders
 tutorial: $(STAMP) ## Do docs/tutorial.md on a copy of the project, and run the tests that it ends with
 	$(BIN)/python -m pytest tests/deploy/test_tutorial.py
 
+# About Redis, traces or the edge alone, whichever database stands behind.
+NOT_OF_A_DATABASE := $(addprefix --ignore=tests/integration/test_,redis.py redis_deployments.py ratelimit.py tracing.py) \
+  $(addprefix --ignore=tests/api/test_,console.py documentation.py headers.py limits.py unreadable.py)
+
 test-mysql: $(STAMP) ## The tests of what talks to a database, on the machine's MariaDB instead of PostgreSQL
-	$(BIN)/python -m deploy.local.mariadb && TEST_DATABASE=mariadb $(BIN)/python -m pytest \
+	$(BIN)/python -m deploy.local.mariadb && TEST_DATABASE=mariadb $(BIN)/python -m pytest $(NOT_OF_A_DATABASE) \
 	  tests/integration tests/api tests/failure/test_read_your_writes.py tests/failure/test_deaths.py \
 	  tests/failure/test_promotion.py
 
