@@ -70,7 +70,7 @@ async def new_instance(cluster: Cluster, tmp_path: Path) -> AsyncIterator[Callab
         with log.open("wb") as output:
             own = environment | {"INSTANCE": f"extra-{port}"}
             process = await command(cluster, "api", "--port", str(port), output=output, tree=tree, **own)
-        client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=15)
+        client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE)
         instance = Instance(process, client, log)
         made.append(instance)
         await until(instance.answers)
