@@ -54,6 +54,24 @@ async def test_a_session_is_known_on_every_instance(other: Resources, profile: P
     assert session.expires_at - session.created_at == timedelta(days=30)
 
 
+@pytest.mark.sabotage("app/domain/sessions/service.py", ", profiles.c.erased_at.is_(None)\n", "\n")
+async def test_nobody_is_signed_in_who_is_erased_meanwhile(
+    quiet: Resources, profile: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verify = quiet.profiles.verify
+
+    async def erase_after(email: str, password: str) -> Profile | None:
+        verified = await verify(email, password)
+        await quiet.profiles.erase(profile.id, profile.version)
+        await quiet.sessions.end_all(profile.id)
+        return verified
+
+    monkeypatch.setattr(quiet.profiles, "verify", erase_after)
+    with pytest.raises(Unauthenticated) as refusal:
+        await quiet.sessions.sign_in(profile.email, PASSWORD, "a browser")
+    assert refusal.value.code == "invalid_credentials"
+
+
 @pytest.mark.sabotage(
     path="app/domain/sessions/service.py",
     take_out="                looking = asyncio.create_task(self._recover(profile_id, key))",

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, delete, insert, select, true, update
+from sqlalchemy import ColumnElement, Insert, delete, insert, literal, select, true, update
 
 from app.core import context
 from app.core.errors import Unauthenticated, Unavailable
@@ -69,22 +69,12 @@ class Sessions:
         """
         profile = await self._profiles.verify(email, password)
         if profile is None:
-            BUSINESS_EVENTS.labels("sign_in", "refused").inc()
-            raise Unauthenticated("The e-mail address or the password is wrong.", code="invalid_credentials")
+            raise _refused()
         signed_in = self._begin(profile)
         session = signed_in.session
         async with self._database.writer(profile.id) as writer:
-            await writer.run(
-                insert(sessions).values(
-                    profile_id=profile.id,
-                    key=session.key,
-                    id=new_id(profile.id),
-                    user_agent=user_agent[:200],
-                    created_at=session.created_at,
-                    seen_at=session.created_at,
-                    expires_at=session.expires_at,
-                )
-            )
+            if not await writer.run(_insert_unless_erased(session, user_agent)):
+                raise _refused()
             idle = await writer.all(
                 select(sessions.c.key, sessions.c.id)
                 .where(sessions.c.profile_id == profile.id)
@@ -266,3 +256,28 @@ class Sessions:
         await self._keep(session)
         # While Redis is down every request comes this way: the copy must learn of use here too.
         return await self._seen(session)
+
+
+def _refused() -> Unauthenticated:
+    BUSINESS_EVENTS.labels("sign_in", "refused").inc()
+    return Unauthenticated("The e-mail address or the password is wrong.", code="invalid_credentials")
+
+
+def _insert_unless_erased(session: Session, user_agent: str) -> Insert:
+    """Return the statement that keeps a session of a profile that is there, and has it be there until the commit.
+
+    Whoever erases the profile after that finds the session and ends it.
+    """
+    row = {
+        "profile_id": session.profile_id,
+        "key": session.key,
+        "id": new_id(session.profile_id),
+        "user_agent": user_agent[:200],
+        "created_at": session.created_at,
+        "seen_at": session.created_at,
+        "expires_at": session.expires_at,
+    }
+    values = select(*(literal(value, sessions.c[name].type) for name, value in row.items())).where(
+        profiles.c.profile_id == session.profile_id, profiles.c.erased_at.is_(None)
+    )
+    return insert(sessions).from_select(list(row), values.with_for_update(read=True))
