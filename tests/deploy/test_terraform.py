@@ -1,6 +1,7 @@
 """What can be known of deploy/terraform without an account: its settings exist, its machines start what is right."""
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -49,6 +50,55 @@ def test_the_start_script_is_one_that_bash_reads(role: str) -> None:
     done = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, timeout=30, check=False)  # noqa: S607 - the shell that cloud-init finds, too
     assert done.returncode == 0, done.stderr
     assert ("nginx" in commands(role)) == (role == "api")
+
+
+# Stands in for every program of the machine: containers and the network are files, a second one of a name is refused.
+MACHINE = """#!/bin/bash
+case "$(basename "$0") $*" in
+    "docker network inspect"*) [ -e "$STATE/network" ] ;;
+    "docker network create"*) [ ! -e "$STATE/network" ] && touch "$STATE/network" ;;
+    "docker ps"*) name=${!#} name=${name#name=^} name=${name%?}; [ ! -e "$STATE/$name" ] || echo "$name" ;;
+    "docker rm --force"*) rm "$STATE/$3" ;;
+    "docker run --detach --name"*) [ -s "$ROOT/run/scaleout/KEY" ] && [ ! -e "$STATE/$4" ] && touch "$STATE/$4" ;;
+    "aws secretsmanager"*) echo '{"KEY": "secret"}' ;;
+    "jq -r"*) echo KEY ;;
+    "jq -j"*) echo secret ;;
+    "install -d"*) mkdir -p "${!#}" ;;
+    "install -D"*) mkdir -p "$(dirname "${!#}")" && cp -p "${@: -2:1}" "${!#}" ;;
+    "install"*) cat >"${!#}" ;;
+esac
+"""
+
+
+@pytest.mark.sabotage(
+    "deploy/terraform/modules/service/machine.sh.tftpl", '    without "$name"\n    docker run', "    docker run"
+)
+@pytest.mark.sabotage(
+    "deploy/terraform/modules/service/machine.sh.tftpl",
+    '[[ $0 == "$every_boot" ]] || install -D -m 700 "$0" "$every_boot"\n',
+    "",
+)
+@pytest.mark.parametrize("role", ["api", "worker"])
+def test_a_machine_that_boots_again_has_its_secrets_and_its_containers(role: str, tmp_path: Path) -> None:
+    root, state, programs = tmp_path / "root", tmp_path / "state", tmp_path / "programs"
+    for folder in (root / "etc", root / "run", state, programs):
+        folder.mkdir(parents=True)
+    for name in ("docker", "aws", "jq", "install", "dnf", "systemctl"):
+        (programs / name).write_text(MACHINE)
+        (programs / name).chmod(0o755)
+    first = tmp_path / "part-001"
+    first.write_text(re.sub(r"(?<![\w$}])/(etc|run|var)/", rf"{root}/\1/", machine.script(role)))
+    first.chmod(0o755)
+    environment = {"PATH": f"{programs}:/usr/bin:/bin", "STATE": str(state), "ROOT": str(root)}
+    subprocess.run([first], env=environment, check=True, timeout=60)  # noqa: S603  # our own
+    containers = {path.name for path in state.iterdir()}
+    assert len(containers) > 2
+    shutil.rmtree(root / "run")  # it is memory
+    (root / "run").mkdir()
+    (again,) = (root / "var" / "lib" / "cloud" / "scripts" / "per-boot").iterdir()
+    subprocess.run([again], env=environment, check=True, timeout=60)  # noqa: S603  # our own
+    assert {path.name for path in state.iterdir()} == containers
+    assert (root / "run" / "scaleout" / "KEY").read_text()
 
 
 @pytest.mark.sabotage(
