@@ -215,5 +215,5 @@ def settings_from(environment: dict[str, str]) -> Settings:
 
 
 def read_lines(path: str | Path) -> list[str]:
-    """Return the lines of a log."""
-    return Path(path).read_text(encoding="utf-8").splitlines()
+    """Return the lines of a log that are whole: the last one may be in the middle of being written."""
+    return Path(path).read_text(encoding="utf-8").rpartition("\n")[0].splitlines()

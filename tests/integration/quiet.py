@@ -157,7 +157,8 @@ class Servers:
                 await until(_is_suspended, member)
             yield
         finally:
-            for member in family:
+            # The parent last: once it goes on it takes away those that have ended meanwhile.
+            for member in reversed(family):
                 member.resume()
             await _settled(self.resources)
 

@@ -1,7 +1,7 @@
 """Connections that are kept for the driver itself: never more than the pool has, and none that leads nowhere."""
 
 import pytest
-from conftest import until
+from conftest import PATIENCE, until
 from engines import WORDS
 from quiet import Servers, started
 from sqlalchemy import select
@@ -60,11 +60,15 @@ async def test_orders_and_transactions_share_the_connections_of_one_pool(quiet: 
     put="the commit begins with the statement.\n        self.position = NEWEST",
 )
 @pytest.mark.postgresql("elsewhere an order is a transaction of SQLAlchemy's")
-async def test_an_order_that_found_no_connection_binds_nobody_to_the_primary(quiet: Resources) -> None:
+async def test_an_order_that_found_no_connection_binds_nobody_to_the_primary(
+    quiet: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
     profile_id = new_id()
-    async with started(quiet, pool_size=1, pool_timeout=1.5) as database:
+    async with started(quiet, pool_size=1, pool_timeout=PATIENCE) as database:
         database._positions = quiet.positions
         async with database.writer():
+            # Only from here on: a busy machine takes its time to open the first one.
+            monkeypatch.setattr(database.shards[0].replicas.primary.writes._turns, "_patience", 0.1)
             with pytest.raises(Unavailable):
                 await database.insert_once(profile_id, Claim.of(profile_id, "test", "key", {}).row({}))
     assert await quiet.redis.client.hgetall(name_of(profile_id)) == {}

@@ -84,6 +84,20 @@ async def test_losing_redis_signs_nobody_out(quiet: Resources, other: Resources,
     assert await quiet.redis.client.keys("session:*")
 
 
+@pytest.mark.sabotage(
+    path="app/domain/sessions/service.py",
+    take_out="self._database.reader(profile_id, newest=True).first(copy)",
+    put="self._database.reader(profile_id).first(copy)",
+)
+async def test_a_session_that_no_replica_has_yet_outlives_redis(
+    quiet: Resources, other: Resources, servers: Servers, profile: Profile
+) -> None:
+    async with servers.paused(*REPLICAS):
+        signed_in = await quiet.sessions.sign_in(profile.email, PASSWORD, "a browser")
+        await quiet.redis.client.flushdb()
+        assert await found(other, signed_in.token) == signed_in.session
+
+
 async def test_while_redis_is_down_sessions_are_known_and_ending_one_is_kept_as_a_message(
     quiet: Resources, servers: Servers, signed_in: SignedIn
 ) -> None:
@@ -146,6 +160,22 @@ async def test_an_ended_session_is_not_taken_back_from_a_replica_that_is_behind(
     async with servers.paused(*REPLICAS):
         await quiet.sessions.end(signed_in.session)
         assert await found(other, signed_in.token) is None
+
+
+@pytest.mark.sabotage(
+    path="app/domain/sessions/service.py",
+    take_out="        self._positions.heed(known)\n        return answer",
+    put="        return answer",
+)
+async def test_a_stream_hears_of_the_end_of_its_session_while_replicas_are_behind(
+    quiet: Resources, other: Resources, servers: Servers, signed_in: SignedIn
+) -> None:
+    session = signed_in.session
+    async with servers.paused(*REPLICAS):
+        await quiet.sessions.end(session)
+        with context.working(stranger()):
+            assert not await other.sessions.lives(session)
+        assert not await quiet.redis.client.exists(name_of(session.profile_id, session.key))
     assert await found(other, signed_in.token) is None
 
 

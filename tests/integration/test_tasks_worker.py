@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 import pytest
 from apart import Apart, answers, running_redis
-from conftest import PATIENCE, settings_from, until
+from conftest import PATIENCE, read_lines, settings_from, until
 
 from app.scaling.outbox import Message
 from workers.broker import Posting
@@ -72,8 +72,7 @@ class Worker:
     @property
     def lines(self) -> list[dict[str, Any]]:
         """What it has logged, as far as it is JSON."""
-        raw = (self.folder / "log").read_bytes().splitlines()
-        return [orjson.loads(line) for line in raw if line.startswith(b"{")]
+        return [orjson.loads(line) for line in read_lines(self.folder / "log") if line.startswith("{")]
 
     async def ready(self) -> bool:
         """Whether it takes messages; fails the test if it has ended."""

@@ -98,15 +98,7 @@ class Sessions:
         if parts is None:
             return None
         profile_id, key = parts
-        try:
-            name, reached = name_of(profile_id, key), positions.name_of(profile_id)
-            raw, known = await asyncio.gather(
-                self._pipe.ask(name, "GETEX", name, "EX", self._settings.idle),
-                self._pipe.ask(reached, "HGETALL", reached),
-            )
-        except RedisDown:
-            raw, known = None, ()
-        self._positions.heed(known)
+        raw = await self._ask(profile_id, key, "GETEX", "EX", self._settings.idle)
         if raw is None:
             # Callers of one session that miss it at once share one look at the copy.
             looking = self._recovering.get(key)
@@ -123,12 +115,8 @@ class Sessions:
 
         Without Redis, or where Redis has lost it, the copy on the shard answers.
         """
-        try:
-            name = name_of(session.profile_id, session.key)
-            if await self._pipe.ask(name, "EXISTS", name):
-                return session.expires_at > datetime.now(UTC)
-        except RedisDown:
-            pass
+        if await self._ask(session.profile_id, session.key, "EXISTS"):
+            return session.expires_at > datetime.now(UTC)
         return await self._recover(session.profile_id, session.key) is not None
 
     async def listed(self, profile_id: UUID) -> list[dict[str, Any]]:
@@ -181,6 +169,18 @@ class Sessions:
         now = datetime.now(UTC)
         expires_at = now + timedelta(seconds=self._settings.absolute)
         return SignedIn(token, Session(profile.id, key, profile.tier, profile.role, now, now, expires_at))
+
+    async def _ask(self, profile_id: UUID, key: str, command: str, *arguments: str | int) -> Any:
+        """Ask Redis about a session, None without Redis; what is read next has reached what the profile has written."""
+        name, reached = name_of(profile_id, key), positions.name_of(profile_id)
+        try:
+            answer, known = await asyncio.gather(
+                self._pipe.ask(name, command, name, *arguments), self._pipe.ask(reached, "HGETALL", reached)
+            )
+        except RedisDown:
+            return None
+        self._positions.heed(known)
+        return answer
 
     async def _seen(self, session: Session) -> Session | None:
         """Tell the copy that the session is in use; what cannot be told now is told by a later request."""
@@ -239,7 +239,7 @@ class Sessions:
 
     async def _recover(self, profile_id: UUID, key: str) -> Session | None:
         now = datetime.now(UTC)
-        row = await self._database.reader(profile_id).first(
+        copy = (
             select(sessions, profiles.c.tier, profiles.c.role)
             .join(profiles, profiles.c.profile_id == sessions.c.profile_id)
             .where(
@@ -250,6 +250,11 @@ class Sessions:
                 profiles.c.erased_at.is_(None),
             )
         )
+        row = await self._database.reader(profile_id).first(copy)
+        if row is None:
+            # With the session Redis may have lost what a replica must have reached to know it.
+            with suppress(Unavailable):
+                row = await self._database.reader(profile_id, newest=True).first(copy)
         if row is None:
             return None
         session = Session(profile_id, key, row.tier, row.role, row.created_at, row.seen_at, row.expires_at)
