@@ -71,6 +71,8 @@ class _Exchanged:
         finally:
             if self._watching is not None:
                 self._watching.cancel()
+                # Its last frame holds this exchange: what is forgotten here makes no circle for the collector to find.
+                self._watching = None
 
     async def receive(self) -> Message:
         """Give the body, and after it the news that the client is gone."""
