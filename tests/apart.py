@@ -91,10 +91,10 @@ class Apart:
             return list(await writer.all(select(outbox.dead_letters)))
 
     async def make_due(self, *, since: timedelta = timedelta(0)) -> None:
-        """Let the time pass after which unfinished messages come again, and as much more."""
+        """Let the time pass after which messages come again, and as much more; those that never would do not."""
         due = datetime.now(UTC) - since
         async with self.resources.database.writer() as writer:
-            await writer.run(update(outbox.outbox).where(outbox.outbox.c.done_at.is_(None)).values(due_at=due))
+            await writer.run(update(outbox.outbox).where(outbox.outbox.c.due_at.is_not(None)).values(due_at=due))
 
     async def taken(self) -> list[Delivery]:
         """Take everything out of the broker's queues, as a worker would."""
