@@ -22,6 +22,7 @@ from app.core.settings import Settings
 from app.domain.reports.tables import bought_together as rows
 from app.scaling.database import Database
 from app.scaling.dialect import Rows
+from app.scaling.lookup import Lookup
 from deploy.local.cluster import Cluster
 from deploy.local.ports import free_port
 
@@ -30,6 +31,7 @@ pytestmark = pytest.mark.postgresql("PgBouncer is about it, and the server's set
 
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
 with_pgbouncer = pytest.mark.skipif(PGBOUNCER is None, reason="PgBouncer is not installed here: apt install pgbouncer")
+PID = Lookup(select(func.pg_backend_pid().label("pid")))
 SERVER_CONNECTIONS = 3
 CLIENTS = 24
 
@@ -142,8 +144,8 @@ async def held(url: str, pid: int) -> AsyncIterator[None]:
 @with_pgbouncer
 @pytest.mark.sabotage(
     path="app/scaling/dialect/postgresql.py",
-    take_out='{"prepared_statement_cache_size": 0, "prepared_statement_name_func": str} if pooled else {}',
-    put="dict[str, Any]()",
+    take_out='0 if settings.pooler == "transaction" else STATEMENTS_KEPT',
+    put="STATEMENTS_KEPT",
 )
 async def test_no_statement_is_looked_for_where_another_connection_of_the_server_has_it(
     cluster: Cluster, quiet_settings: Settings, tmp_path: Path
@@ -151,8 +153,7 @@ async def test_no_statement_is_looked_for_where_another_connection_of_the_server
     async with pgbouncer(cluster, tmp_path) as url, database_behind(url, quiet_settings, 1) as database:
 
         async def answered_by() -> int:
-            async with database.writer() as writer:
-                return (await writer.first(select(func.pg_backend_pid().label("pid")))).pid
+            return (await database.reader().find(PID)).pid
 
         pid = await answered_by()
         async with held(url, pid):
