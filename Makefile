@@ -11,7 +11,7 @@ SCENARIO ?= baseline
 USERS ?= 20
 DURATION ?= 60s
 TOOL ?= k6
-# Of `make test-failure`: the failure tests that `make test` runs in a short form only, and how long they are here.
+# Of `make test-failure`: the failure tests that have a long form, and how long they are here; `make test` leaves them out.
 LONG_FORMS := $(addprefix tests/failure/test_,crash_points.py broker_outage.py failure_table.py two_shards.py demo_interrupted.py)
 CRASH_ORDERS ?= 200
 # Other deaths each time; a run that fails prints its seed.
@@ -49,12 +49,12 @@ stop down: $(STAMP) ## Stop the cluster; its data stays
 status: $(STAMP) ## Show every process of the cluster
 	$(BIN)/scaleout status
 
-test: $(STAMP) ## All tests, on a cluster of their own; SERVICES=containers: those of integration, on Docker's servers
+test: $(STAMP) ## All tests but those of test-failure, on a cluster of their own; SERVICES=containers: integration, on Docker's
 ifeq ($(SERVICES),containers)
 	$(ENGINE)
 	TEST_SERVICES=containers $(BIN)/python -m pytest tests/integration tests/api
 else
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(LONG_FORMS))
 endif
 
 test-failure: $(STAMP) ## What breaks, in its long form: every fault, 200 orders, a mover killed at 7 points; settable

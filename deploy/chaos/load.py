@@ -303,7 +303,8 @@ class Load:
                 session = await self._session(f"author-{number}{'-bound' if bound else ''}", email, bound=bound)
                 self.authors.append(Author(session, self._chance))
         for number in range(BUYERS):
-            session = await self._session(f"buyer-{number}", await self._customer())
+            # Redis may die right after an order: then only the order's token says which replicas have it.
+            session = await self._session(f"buyer-{number}", await self._customer(), bound=True)
             self.buyers.append(Buyer(session, self.product_id, self._chance))
         paths = [f"/products/{self.product_id}", "/products?limit=5", "/products/search?q=lamp"]
         paths += [f"/profiles/{author.session.profile_id}" for author in self.authors[::2]]

@@ -255,7 +255,8 @@ async def test_tokens_that_somebody_makes_up_cost_no_reads_past_the_limit_of_the
         *(client.get("/api/v1/orders", headers={"Authorization": guess}) for guess in guesses)
     )
     assert sorted(answer.status_code for answer in answers) == [401] * 3 + [429] * 37
-    assert _statements() - before <= 3
+    # A replica may be behind, so what it does not know is asked of the primary, too.
+    assert _statements() - before <= 2 * 3
 
 
 @pytest.mark.sabotage(

@@ -101,7 +101,7 @@ async def test_the_first_requests_of_the_readme_work_as_they_are_pasted(
     assert was_shopped(tmp_path)
     assert product["id"] in said
     assert '"source":"' in said
-    assert "date" in said.splitlines()[-3:][0]  # the head of the report
+    assert any(line.startswith("day,product_id,") for line in said.splitlines())  # the head of the report
 
 
 @pytest.mark.sabotage("deploy/local/tour.py", "curl -sL -o avatar.webp", "curl -s -o avatar.webp")

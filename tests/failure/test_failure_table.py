@@ -1,6 +1,6 @@
 """Every cell of the failure table, on a whole cluster with clients: what they see, the way back, what is left.
 
-`make test` plays the cells of `QUICK` and a short storm of seeded faults, in which the history of all clients is held
+By itself it plays the cells of `QUICK` and a short storm of seeded faults, in which the history of all clients is held
 to what can have happened; `make test-failure` sets `FAILURE_TABLE=all STORM_SECONDS=60` for all cells and a long storm.
 With a number, `FAILURE_TABLE=5` plays each fifth of the other cells, too.
 """
@@ -30,9 +30,9 @@ QUICK = (
     Fault(Target.PAYMENTS, Kind.SILENT),
 )
 SECONDS = 3.0  # of each: longer than every watcher, breaker and retry of a request, which is what shall be met
-# A hang is longer than this: the service answers within its deadline, 10 s, NGINX within 15 s.
+# Milliseconds. The service answers within its deadline of 10 s, and for one that hangs NGINX does within 15 s.
 SLOWEST = {Target.INSTANCE: 18_000.0}
-USUAL_SLOWEST = 9_000.0  # milliseconds
+USUAL_SLOWEST = 14_000.0
 
 
 def cells(wanted: str) -> tuple[Fault, ...]:
