@@ -46,11 +46,15 @@ async def hanging(cluster: Cluster) -> AsyncIterator[Callable[[], Awaitable[bool
 
 @pytest.fixture
 async def narrow(
-    new_instance: Callable[..., Awaitable[Instance]], admin: Customer
+    new_instance: Callable[..., Awaitable[Instance]], admin: Customer, cluster: Cluster
 ) -> tuple[Instance, Callable[[], asyncio.Task[httpx.Response]]]:
-    """An instance that takes one request at a time, and a way to send it one that hangs."""
+    """An instance that takes one request at a time, and a way to send it one that hangs; nobody ends that soon."""
     one = {"REQUESTS_AT_ONCE": "1", "REQUESTS_WAITING": "0"}
-    patient = {"DATABASE_COMMAND_TIMEOUT": "60", "REQUEST_DEADLINE": "120"}
+    patient = {
+        "DATABASE_URL": f"{cluster.environment['DATABASE_URL']}?statement_timeout=300s",
+        "DATABASE_COMMAND_TIMEOUT": "60",
+        "REQUEST_DEADLINE": "120",
+    }
     instance = await new_instance(**one, **patient, REPLICA_URLS="")
     await until(ready, instance)
 
@@ -167,7 +171,7 @@ async def test_a_caller_who_hangs_up_frees_the_place(
         assert not await served(instance)
         inside.cancel()
         await asyncio.wait({inside})
-        assert await until(served, instance), "the server ends it after two minutes only"
+        assert await until(served, instance), "the database ends it after a minute only"
 
 
 @pytest.mark.sabotage("app/api/turnstile.py", "body = await _whole(receive)", 'body = b""')
