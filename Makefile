@@ -12,7 +12,7 @@ USERS ?= 20
 DURATION ?= 60s
 TOOL ?= k6
 # Of `make test-failure`: the failure tests that have a long form, and how long they are here; `make test` leaves them out.
-LONG_FORMS := $(addprefix tests/failure/test_,crash_points.py broker_outage.py failure_table.py two_shards.py demo_interrupted.py)
+LONG_FORMS := $(addprefix tests/failure/test_,crash_points.py broker_outage.py failure_table.py two_shards.py demo.py)
 CRASH_ORDERS ?= 200
 # Other deaths each time; a run that fails prints its seed.
 CRASH_SEED ?= $(shell date +%M%S)

@@ -88,7 +88,7 @@ async def _show() -> int:
         raise RuntimeError("a demonstration is shown in a task")
     for number in (signal.SIGTERM, signal.SIGHUP):  # asyncio itself does the same for Ctrl-C
         asyncio.get_running_loop().add_signal_handler(number, show.cancel)
-    chance = random.Random(1)
+    chance, begun = random.Random(1), monotonic()
     # Everything is undone whatever happens, also if nobody reads any more what is printed here.
     async with AsyncExitStack() as opened_here:
         folder = opened_here.enter_context(tempfile.TemporaryDirectory(prefix="scaleout-demo-"))
@@ -105,7 +105,8 @@ async def _show() -> int:
     broken = [problem for _, played in screen.played for problem in played.problems]
     for problem in broken:
         console.print(f"  {problem}", style="red")
-    console.print("A promise was broken." if broken else "Every promise was kept.", style="bold")
+    took = f"It took {monotonic() - begun:.0f} s, the cluster's start and end included."
+    console.print(f"{'A promise was broken.' if broken else 'Every promise was kept.'} {took}", style="bold")
     return 1 if broken else 0
 
 

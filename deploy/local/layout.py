@@ -136,6 +136,11 @@ class Layout:
         return self.root / "ready"
 
     @property
+    def temporary(self) -> Path:
+        """Where our processes put what they forget again; what those who are killed leave goes with the next start."""
+        return self.root / "tmp"
+
+    @property
     def nginx(self) -> Path:
         """NGINX's prefix: its configuration and its process id."""
         return self.root / "nginx"
@@ -197,6 +202,11 @@ class Layout:
         except OSError as error:
             raise ClusterError(_cannot_write(error, self.root)) from error
         (self.root / ".gitignore").write_text("*\n")
+
+    def tidy(self) -> None:
+        """Empty the folder for temporary files, once nobody runs who could have one open."""
+        remove_tree(self.temporary)
+        _own_folder(self.temporary, 0o700)
 
     def wipe(self) -> None:
         """Remove the run folder and all data."""

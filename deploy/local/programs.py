@@ -307,7 +307,7 @@ class Plan:
 
     def _ours(self, name: str) -> dict[str, Any]:
         kind = kind_of(name)
-        environment = self.environment() | {"INSTANCE": name}
+        environment = self.environment() | {"INSTANCE": name, "TMPDIR": str(self.layout.temporary)}
         arguments = [sys.executable, "-m", "app.cli", kind]
         if kind == "api":
             address = f"http://{HOST}:{self.ports[name]}"

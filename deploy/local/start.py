@@ -98,6 +98,7 @@ class Start:
         account = self.tools.account
         self.layout.create(account)
         leftovers.end_all(self.layout, data_folders(self.layout), self.progress.say)
+        self.layout.tidy()
         self.secrets = Secrets.load(self.layout)
         ports = choose_ports(self.layout, port_names(self.names), self.claims, usual=self.wish.port is not None)
         if "nginx" in self.names:

@@ -1,7 +1,7 @@
-"""A demonstration that is told to end, in its middle or while it starts, on a terminal or not, leaves nothing running.
+"""A demonstration keeps its promises to the end; one that is told to end, at whatever moment, leaves nothing running.
 
-`DEMO_ENDS=all`, as `make test-failure` sets it, ends one in every way; else it is the one that is hardest to get right:
-nobody reads any more what it prints, as with `make demo | less`.
+`DEMO_ENDS=all`, as `make test-failure` sets it, plays one to its end and ends others in every way; else one is ended,
+in the way that is hardest to get right: nobody reads any more what it prints, as with `make demo | less`.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from conftest import PATIENCE
 
+from deploy.chaos.demo import ACTS
 from deploy.local import leftovers
 from deploy.local.layout import Layout
 from deploy.local.servers import unprivileged_account
@@ -24,8 +25,11 @@ from deploy.local.servers import unprivileged_account
 pytestmark = pytest.mark.postgresql("it shows a cluster of its own, on PostgreSQL")
 
 ACT = "replica killed"  # what the first act is about, on a terminal as in lines
-ENDS = ("unread", "terminal", "starting") if os.environ.get("DEMO_ENDS") == "all" else ("unread",)
+ALL = os.environ.get("DEMO_ENDS") == "all"
+ENDS = ("unread", "terminal", "starting") if ALL else ("unread",)
 LONG = 4 * PATIENCE  # seconds; a whole cluster starts, and clients sign up
+WIDE = {"COLUMNS": "200"}  # no line of it is broken into two
+EVERY_ACT = 16 * PATIENCE  # seconds; on a quiet machine it is three minutes, and nobody waits for ever
 
 
 @dataclass
@@ -45,9 +49,9 @@ class Demonstration:
                 assert part, f"it ended: {self.printed}"
                 self.printed += part.decode(errors="replace")
 
-    async def end(self) -> int:
-        """Read what it still prints, and return its exit code."""
-        async with asyncio.timeout(LONG):
+    async def end(self, within: float = LONG) -> int:
+        """Read what it still prints, and return its exit code, which comes within so many seconds."""
+        async with asyncio.timeout(within):
             with suppress(OSError):  # how Linux says that the other end of a terminal is closed
                 while part := await self.reader.read(4096):
                     self.printed += part.decode(errors="replace")
@@ -65,7 +69,7 @@ async def demonstration(folder: Path, *, terminal: bool) -> AsyncIterator[Demons
         stdin=its if terminal else asyncio.subprocess.DEVNULL,
         stdout=its,
         stderr=its,
-        env={name: value for name, value in os.environ.items() if name != "CI"} | {"TMPDIR": str(folder)},
+        env={name: value for name, value in os.environ.items() if name != "CI"} | {"TMPDIR": str(folder)} | WIDE,
         start_new_session=True,
     )
     signal.signal(signal.SIGINT, before)
@@ -119,3 +123,15 @@ async def test_a_demonstration_that_is_told_to_end_leaves_nothing(tmp_path: Path
     if way != "unread":
         assert "Stopped; nothing is left running." in demo.printed
         assert code == 128 + signal.SIGINT
+
+
+@pytest.mark.skipif(not ALL, reason="it takes three minutes; make test-failure plays it")
+async def test_a_demonstration_keeps_every_promise_to_its_end(tmp_path: Path) -> None:
+    async with demonstration(tmp_path, terminal=False) as demo:
+        code = await demo.end(EVERY_ACT)
+    assert "Every promise was kept." in demo.printed, demo.printed
+    assert code == 0
+    for act in ACTS:
+        assert f"{str(act.fault)[1:]}: {act.promise}" in demo.printed
+    assert demo.printed.count("   Kept. ") == len(ACTS)
+    assert files_in(tmp_path) == []
