@@ -24,7 +24,7 @@ from app.core.telemetry import CACHE_EARLY, CACHE_LOADS, CACHE_READS, STAMPEDES_
 from app.scaling.debts import Debts
 from app.scaling.near import Near
 from app.scaling.pipe import Pipe
-from app.scaling.redis_link import RedisDown
+from app.scaling.redis_link import RedisDown, RedisFull
 from app.scaling.values import LEASE_MILLISECONDS, NEGATIVE_TTL, Entry, Held, Kind, Values
 
 __all__ = ["ABSENT", "LIST", "NEGATIVE_TTL", "PRODUCT", "PROFILE", "SEARCH"]
@@ -36,10 +36,17 @@ log = logger(__name__)
 # A load is a few milliseconds; looking more often would cost Redis more than it gains the caller.
 LOOK_EVERY = 0.01  # seconds
 
-# A generation only grows: it is the log position of the newest write that the list must show.
+# A generation only grows: it is the log position of the newest write that the list must show. Where memory is full it
+# goes, and with it every page that was read in it.
 _RAISE = """
 local held = tonumber(redis.call('GET', KEYS[1]) or '0')
-if tonumber(ARGV[1]) > held then redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2]) end
+if tonumber(ARGV[1]) > held then
+  local raised = redis.pcall('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
+  if raised.err then
+    redis.call('DEL', KEYS[1])
+    return raised
+  end
+end
 return 1
 """
 
@@ -287,8 +294,9 @@ class Cache:
         """Tell Redis, then every instance that what it keeps under `name` is obsolete."""
         try:
             told = await telling
-        except RedisDown:
-            await self._near.give_up([name])
+        except RedisDown as error:
+            # One that is full has deleted it, and announces.
+            await (self._near.told(name) if isinstance(error, RedisFull) else self._near.give_up([name]))
             raise
         await self._near.told(name)
         return told

@@ -13,7 +13,7 @@ from typing import Any, cast
 import hiredis
 
 from app.core.addresses import Deployment, RedisAddress
-from app.scaling.redis_link import RedisDown
+from app.scaling.redis_link import RedisDown, RedisFull
 
 # Answers that nobody has read yet; past that Redis is not keeping up, and waiting in line would only add to it.
 MOST_WAITING = 4096
@@ -21,6 +21,9 @@ MOST_WAITING = 4096
 # An event loop that is busy reads answers late, which says nothing about Redis: whatever has come by then is read
 # before a timer of this length ends.
 LOOK_AGAIN = 0.005  # seconds
+
+# To delete it changes nothing, and is refused by a server that takes no writes.
+NEVER_THERE = "never there"
 
 # Replies of a cluster that say that a key is elsewhere, or will be in a moment: the connection is well.
 _ELSEWHERE = ("MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN")
@@ -109,10 +112,11 @@ class Line(asyncio.Protocol):
 
     def _refused(self, waiting: asyncio.Future[Any], said: str) -> None:
         code = said.partition(" ")[0]
-        _fail(waiting, code)
+        full = "OOM" in said
+        _fail(waiting, code, RedisFull if full else RedisDown)
         if code in _ELSEWHERE:
             self._disturbed()
-        elif "OOM" not in said:  # a server that is full still answers what only reads
+        elif not full:  # a server that is full still answers what only reads
             # A restart may have lost the script, a replica refuses writes: in each case a new connection is needed.
             self.cut()
 
@@ -142,19 +146,27 @@ class Line(asyncio.Protocol):
             self.cut()
 
 
-def _fail(waiting: asyncio.Future[Any], reason: str) -> None:
+def _fail(waiting: asyncio.Future[Any], reason: str, kind: type[RedisDown] = RedisDown) -> None:
     if not waiting.done():
-        waiting.set_exception(RedisDown(reason))
+        waiting.set_exception(kind(reason))
         waiting.exception()  # seen: a call whose caller has stopped caring is no bug to report
 
 
 async def open_line(
-    address: RedisAddress, host: tuple[str, int], seconds: float, disturbed: Callable[[], None]
+    address: RedisAddress, host: tuple[str, int], seconds: float, disturbed: Callable[[], None], *, writes: bool = True
 ) -> Line:
     """Connect to a server of `address`, sign in and choose the database.
 
+    Args:
+        address: of the deployment.
+        host: which of its servers.
+        seconds: for all of it, and for each answer later.
+        disturbed: as for `Line`.
+        writes: whether it must take writes. One that takes none, as it is a replica, or its disk is full, or its
+            replicas are gone, would go on showing what a write should have replaced.
+
     Raises:
-        RedisDown: if it is not there, not the master where there are sentinels, or does not answer within `seconds`.
+        RedisDown: if it is not there, takes no writes, or does not answer within `seconds`.
     """
     secure = ssl.create_default_context() if address.tls else None
     line: Line | None = None
@@ -168,12 +180,14 @@ async def open_line(
                 asked.append(line.ask(("AUTH", address.username or "default", address.password)))
             if address.database:
                 asked.append(line.ask(("SELECT", address.database)))
+            if writes and address.deployment is not Deployment.CLUSTER:  # whose nodes refuse the names of other nodes
+                asked.append(line.ask(("DEL", NEVER_THERE)))
             *_, about, role = await asyncio.gather(*asked, line.ask(("INFO", "server")), line.ask(("ROLE",)))
     except (OSError, TimeoutError, RedisDown) as error:
         if line is not None:
             line.cut()
         raise RedisDown(type(error).__name__) from error
-    if address.deployment is Deployment.SENTINEL and role[0] != b"master":
+    if writes and role[0] != b"master":
         line.cut()
         raise RedisDown("not the master any more")
     line.run = about.partition(b"run_id:")[2][:12].decode()

@@ -16,13 +16,16 @@ from redis.crc import key_slot
 from app.core import tracing
 from app.core.addresses import Deployment, RedisAddress
 from app.core.telemetry import REDIS_FAILURES, logger
-from app.scaling.line import Line, open_line
+from app.scaling.line import NEVER_THERE, Line, open_line
 from app.scaling.redis_link import RedisDown
 
 log = logger(__name__)
 
 # While Redis is down a few attempts a second cost nothing, and it is back in use within that time.
 RECONNECT_SECONDS = 0.25
+# A server that takes no writes any more (a replica by now, a full disk) still answers reads, with what a write on
+# another instance should have replaced. It is found out within this time, sooner than what a process keeps is too old.
+LOOK_EVERY = 0.5  # seconds
 _SLOTS = 16384
 
 
@@ -119,11 +122,22 @@ class Pipe:
 
     async def _keep(self) -> None:
         while True:
-            await self._disturbed.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_EVERY):
+                    await self._disturbed.wait()
+            if not self._disturbed.is_set():
+                await self._look()
+                continue
             self._disturbed.clear()
             if not await self._connect():
                 await asyncio.sleep(RECONNECT_SECONDS)
                 self._disturbed.set()
+
+    async def _look(self) -> None:
+        """Have a server refuse that takes no writes, which ends the connection to it; nodes of a cluster replace it."""
+        if self._only is not None:
+            with suppress(RedisDown):
+                await self._only.ask(("DEL", NEVER_THERE))
 
     async def _connect(self) -> bool:
         """Find out where the keys are and open what is missing; return whether every key has its server."""
@@ -175,7 +189,7 @@ class Pipe:
         """Return the first answer that any of the hosts gives, those first that are known to live."""
         for host in dict.fromkeys((*self._lines, *address.hosts) if not self.one_server else address.hosts):
             try:
-                line = await open_line(address, host, self._timeout, _nothing)
+                line = await open_line(address, host, self._timeout, _nothing, writes=False)
                 try:
                     if answer := await line.ask(command):
                         return answer

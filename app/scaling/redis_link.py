@@ -38,6 +38,10 @@ class RedisDown(Exception):
     """Redis did not answer in time or refuses. Each user of Redis says what it does then."""
 
 
+class RedisFull(RedisDown):
+    """Redis has no memory left for what was to be written; it still answers, deletes and announces."""
+
+
 class RedisLink:
     """One Redis, whatever its deployment, for one process.
 

@@ -30,7 +30,8 @@ if held then return held end
 if redis.call('SET', KEYS[2], 1, 'NX', 'PX', ARGV[1]) then return 1 end
 return 0
 """
-# Keep what is newer, and hand it back, so that the loser of a race answers with the winner's value.
+# Keep what is newer, and hand it back, so that the loser of a race answers with the winner's value. Where memory is
+# full what is older goes all the same: nobody may find what was there before a write.
 _PUT_IF_NEWER = """
 if KEYS[2] then redis.call('DEL', KEYS[2]) end
 local held = redis.call('GET', KEYS[1])
@@ -38,7 +39,11 @@ if held then
   local version = tonumber(string.match(held, '^(%d+)'))
   if version > tonumber(ARGV[1]) then return held end
 end
-redis.call('SET', KEYS[1], ARGV[1] .. ',' .. ARGV[2] .. ':' .. ARGV[3], 'PX', ARGV[4])
+local stored = redis.pcall('SET', KEYS[1], ARGV[1] .. ',' .. ARGV[2] .. ':' .. ARGV[3], 'PX', ARGV[4])
+if stored.err then
+  redis.call('DEL', KEYS[1])
+  return stored
+end
 return false
 """
 

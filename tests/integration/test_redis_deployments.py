@@ -23,7 +23,7 @@ from app.core.settings import RedisSettings, Settings
 from app.domain.profiles.rules import NewProfile
 from app.domain.sessions.rules import SignedIn
 from app.main import create_app
-from app.scaling.cache import PROFILE
+from app.scaling.cache import PROFILE, Entry, Load
 from app.scaling.ratelimit import Policy
 from app.scaling.redis_link import RedisDown
 from app.wiring import Resources, open_resources
@@ -175,6 +175,26 @@ async def customer_of(instance: Resources) -> SignedIn:
         return await instance.sessions.sign_in(email, PASSWORD, "a browser")
 
 
+def settings_of(server: Server) -> RedisSettings:
+    """Return the settings of an instance whose Redis this is."""
+    return RedisSettings(url=f"redis://:{SECRET}@127.0.0.1:{server.port}/0", broker_url="redis://127.0.0.1:1/0")
+
+
+def version(number: int) -> Entry:
+    """Return a value in its n-th version."""
+    return Entry(number, f'{{"version":{number}}}'.encode())
+
+
+def loading(number: int) -> Load:
+    """Return a loader of that version, or with 0 one that must not be asked."""
+
+    async def load() -> Entry:
+        assert number, "this must have come from Redis"
+        return version(number)
+
+    return load
+
+
 Deployment = Callable[[Path], AbstractAsyncContextManager[tuple[RedisSettings, list[Server]]]]
 
 
@@ -250,6 +270,76 @@ async def test_a_failover_costs_no_read_and_signs_nobody_out(
         await until(_cached, here, path, headers)
         async with replica.client() as promoted:
             assert await promoted.keys(f"session:{{{someone.session.profile_id}}}*")
+
+
+@pytest.mark.sabotage(
+    path="app/scaling/values.py", take_out="  redis.call('DEL', KEYS[1])\n  return stored\n", put="  return stored\n"
+)
+async def test_what_a_full_redis_cannot_replace_it_does_not_show(
+    quiet_settings: Settings, quiet: Resources, tmp_path: Path
+) -> None:
+    assert quiet.database.shards
+    async with (
+        server(tmp_path, *PROTECTED) as full,
+        two_instances(quiet_settings, settings_of(full)) as (one, other),
+        full.client() as redis,
+    ):
+        await one.cache.put(PROFILE, "x", version(1))
+        await one.cache.raise_generation("list", 1)
+        assert await other.cache.read(PROFILE, "x", loading(0)) == version(1)
+        assert await other.cache.generations(["list"]) == [1]
+        await redis.config_set("maxmemory", "1")
+        await one.cache.put(PROFILE, "x", version(2))
+        await one.cache.raise_generation("list", 2)
+        assert await other.cache.read(PROFILE, "x", loading(2)) == version(2)
+        assert await other.cache.generations(["list"]) == [0]
+        await redis.config_set("maxmemory", "0")
+
+        async def told() -> bool:
+            return await redis.exists(one.cache.names_of(PROFILE, "x")[0]) == 1
+
+        await until(told)
+        assert await other.cache.read(PROFILE, "x", loading(0)) == version(2)
+
+
+@pytest.mark.sabotage(path="app/scaling/pipe.py", take_out="                await self._look()\n", put="")
+@pytest.mark.parametrize(
+    ("refuse", "relent"),
+    [
+        ("CONFIG SET min-replicas-to-write 1", "CONFIG SET min-replicas-to-write 0"),
+        ("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE"),
+    ],
+    ids=["its replicas are gone", "it is a replica"],
+)
+async def test_a_redis_that_takes_no_writes_is_not_asked_for_what_it_holds(
+    quiet_settings: Settings, quiet: Resources, tmp_path: Path, refuse: str, relent: str
+) -> None:
+    assert quiet.database.shards
+    async with (
+        server(tmp_path, *PROTECTED) as refusing,
+        two_instances(quiet_settings, settings_of(refusing)) as (one, other),
+        refusing.client() as redis,
+    ):
+        await one.cache.put(PROFILE, "x", version(1))
+        assert await other.cache.read(PROFILE, "x", loading(0)) == version(1)
+        await redis.execute_command(*refuse.split())
+        await one.cache.put(PROFILE, "x", version(2))
+
+        async def shown() -> bool:
+            return await other.cache.read(PROFILE, "x", loading(2)) == version(2)
+
+        # Nobody writes here, so that nothing but looking finds it out.
+        await until(shown)
+        await redis.execute_command(*relent.split())
+
+        async def told() -> bool:
+            try:
+                held = await redis.get(other.cache.names_of(PROFILE, "x")[0])
+            except RedisDown:
+                return False
+            return held is not None and held.endswith(version(2).body or b"")
+
+        await until(told)
 
 
 async def test_a_node_that_dies_takes_only_its_share_of_the_cache_with_it(

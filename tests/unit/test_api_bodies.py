@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.api.bodies import DEEPEST, parse_json
+from app.api.bodies import DEEPEST, parse_json, read_json
 from app.core.errors import Invalid
 
 
@@ -58,3 +58,52 @@ def test_what_is_json_is_read_as_it_is() -> None:
         "name": "Zoë 🚀",
         "list": [1, 2.5, True, None, ""],
     }
+
+
+async def read(content_type: str) -> tuple[bytes, object]:
+    """Read a body that says that it is of this type."""
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request", "body": b"{}"}
+
+    return await read_json({"type": "http", "headers": [(b"content-type", content_type.encode("latin-1"))]}, receive)
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "application/json",
+        "APPLICATION/JSON; Charset=UTF-8",
+        'application/json;charset="utf-8"',
+        "application/merge-patch+json",
+        "application/json; profile=x;",
+    ],
+)
+async def test_a_type_that_says_json_in_utf_8_is_read(content_type: str) -> None:
+    assert await read(content_type) == (b"{}", {})
+
+
+@pytest.mark.sabotage(
+    path="app/api/bodies.py", take_out='name.strip().partition("*")[0] == "charset"', put='name.strip() == "charset"'
+)
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "",
+        "text/json",
+        "application/jsonl",
+        "application/json/x",
+        "application/json, text/plain",
+        "application/json; charset=",
+        "application/json; charset=utf-16",
+        "application/json; charset=utf-8; charset=utf-16",
+        "application/json; charset*=utf-8''utf-16",
+        "application/json; charset*=utf-8''utf-8; charset*0=x",
+        "application/json; charset*0=utf; charset*1=-16",
+        "application/json; charset=\xff\xfe",
+    ],
+)
+async def test_any_other_type_is_refused_however_odd_it_is(content_type: str) -> None:
+    with pytest.raises(Invalid) as caught:
+        await read(content_type)
+    assert caught.value.code == "unsupported_media_type"
