@@ -150,7 +150,9 @@ async def with_a_cache_apart(folder: Path) -> AsyncIterator[tuple[RedisSettings,
 @asynccontextmanager
 async def two_instances(settings: Settings, redis: RedisSettings) -> AsyncIterator[tuple[Resources, Resources]]:
     """Open two instances that trust their memory."""
-    chosen = settings.model_copy(update={"redis": redis})
+    # As everywhere in tests nobody is given up because a busy machine takes its time.
+    patient = redis.model_copy(update={"timeout": settings.redis.timeout})
+    chosen = settings.model_copy(update={"redis": patient})
     async with open_resources(chosen) as one, open_resources(chosen) as other:
 
         async def trust() -> bool:

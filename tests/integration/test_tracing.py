@@ -31,10 +31,12 @@ def collector() -> Iterator[Collector]:
 @pytest.fixture(scope="module")
 def traced(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[Cluster]:
     """A cluster whose processes export every trace."""
+    # What is slow on a busy machine is not taken for lost, and handed over again: each step is one span.
+    patient = {"WORKER_STALE_AFTER": "600"}
     told = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_EXPORTER_OTLP_HEADERS": "x-key=s%3Decret"}
     running = Cluster(
         tmp_path_factory.mktemp("traced"),
-        environment=ENVIRONMENT | told | {"TRACE_SAMPLE": "1"},
+        environment=ENVIRONMENT | patient | told | {"TRACE_SAMPLE": "1"},
         database=DATABASE,
         durable=False,
     )

@@ -34,8 +34,8 @@ PASSWORD = "a long enough pass phrase"
 
 @pytest.fixture
 async def hasty(quiet: Resources) -> AsyncIterator[Database]:
-    """An instance whose statements have little time."""
-    async with started(quiet, command_timeout=0.3) as database:
+    """An instance whose statements have little time, yet enough for a quick one on a busy machine."""
+    async with started(quiet, command_timeout=1.5) as database:
         yield database
 
 
