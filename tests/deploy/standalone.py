@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+from conftest import PATIENCE
 
 ROOT = Path(__file__).parents[2]
-START_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,14 @@ def started(module: str, data: Path, *port_options: str) -> Iterator[Standalone]
 
 
 def _addresses(process: subprocess.Popen[str], log: Path, count: int) -> dict[str, str]:
-    deadline = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline and process.poll() is None:
         whole, _, _ = log.read_text().rpartition("\n")
         lines = [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
         found = [line["address"] for line in lines if line["event"] == "listening"]
         if len(found) == count:
             addresses = {address.split(":")[0]: address for address in found}
-            httpx.get(addresses["http"] + "/health/live", timeout=START_SECONDS).raise_for_status()
+            httpx.get(addresses["http"] + "/health/live", timeout=PATIENCE).raise_for_status()
             return addresses
         time.sleep(0.01)
     raise AssertionError(f"not listening: {log.read_text()}")
