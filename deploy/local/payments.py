@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import re
 import secrets
 import sqlite3
 import time
@@ -77,6 +78,8 @@ FLAKY_FAILURES = 2
 MAX_AMOUNT = 99_999_999
 """Stripe's bound: eight digits of minor units."""
 
+_CURRENCY = re.compile("[A-Z]{3}")
+
 MAX_TEXT = 255
 """Stripe's bound for an idempotency key; long enough for a reference and a payment method."""
 
@@ -119,7 +122,7 @@ class AuthorizationRequest:
         """
         wanted = {
             "amount": f"an integer of 1 to {MAX_AMOUNT} minor units",
-            "currency": "EUR",
+            "currency": "three capital letters, as EUR",
             "payment_method": f"a token such as tok_ok, of 1 to {MAX_TEXT} printable characters",
             "reference": f"1 to {MAX_TEXT} printable characters",
         }
@@ -128,7 +131,7 @@ class AuthorizationRequest:
         amount, currency = body.get("amount"), body.get("currency")
         good = {
             "amount": type(amount) is int and 1 <= amount <= MAX_AMOUNT,
-            "currency": currency == "EUR",
+            "currency": isinstance(currency, str) and _CURRENCY.fullmatch(currency) is not None,
             "payment_method": _is_text(body.get("payment_method")),
             "reference": _is_text(body.get("reference")),
         }

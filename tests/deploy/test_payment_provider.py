@@ -56,6 +56,13 @@ async def test_an_authorisation_is_made_once_however_often_it_is_asked_for(clien
     assert line["reference"] == f"order of {key}"
 
 
+@pytest.mark.sabotage("deploy/local/payments.py", '_CURRENCY = re.compile("[A-Z]{3}")', '_CURRENCY = re.compile("EUR")')
+async def test_every_currency_that_a_product_may_have_is_taken(client: httpx.AsyncClient, key: str) -> None:
+    for currency in ("EUR", "USD", "JPY"):
+        answer = await authorize(client, f"{key}-{currency}", currency=currency)
+        assert (answer.status_code, answer.json()["currency"]) == (201, currency), answer.text
+
+
 async def test_a_key_with_another_content_is_a_conflict(client: httpx.AsyncClient, key: str) -> None:
     first = (await authorize(client, key)).json()
     for answer in (
@@ -203,7 +210,7 @@ async def test_a_killed_provider_has_forgotten_nothing_it_acknowledged(tmp_path:
         (b'{"amount": 0, "currency": "EUR", "payment_method": "tok_ok", "reference": "r"}', "amount"),
         (b'{"amount": true, "currency": "EUR", "payment_method": "tok_ok", "reference": "r"}', "amount"),
         (b'{"amount": 1e3, "currency": "EUR", "payment_method": "tok_ok", "reference": "r"}', "amount"),
-        (b'{"amount": 1, "currency": "USD", "payment_method": "tok_ok", "reference": "r"}', "currency"),
+        (b'{"amount": 1, "currency": "usd", "payment_method": "tok_ok", "reference": "r"}', "currency"),
         (b'{"amount": 1, "currency": "EUR", "payment_method": "\\ud800", "reference": "r"}', "payment_method"),
         (b'{"amount": 1, "currency": "EUR", "payment_method": "tok_ok", "reference": "\\u0000"}', "reference"),
         (b'{"amount": 1, "currency": "EUR", "payment_method": "tok_ok", "reference": "r", "tip": 1}', "tip"),
