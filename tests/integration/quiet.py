@@ -105,10 +105,10 @@ async def started(resources: Resources, **changed: Any) -> AsyncIterator[Databas
 
 @dataclass(frozen=True)
 class Servers:
-    """What tests do to the servers."""
+    """What tests do to the servers; `instances` have noticed by the end of each block that all is as before."""
 
     cluster: Cluster
-    resources: Resources
+    instances: tuple[Resources, ...]
 
     async def sql(self, node: str, statement: str, *arguments: Any) -> list[Any]:
         """Run a statement as superuser on a node's quiet database."""
@@ -126,7 +126,7 @@ class Servers:
         finally:
             for node in nodes:
                 await self.sql(node, WORDS.resume)
-            await _settled(self.resources)
+            await self._settle()
 
     @asynccontextmanager
     async def cut_off(self, *nodes: str) -> AsyncIterator[None]:
@@ -140,7 +140,7 @@ class Servers:
         finally:
             for node in nodes:
                 await ask(url_of(self.cluster, node), *WORDS.reconnect)
-            await _settled(self.resources)
+            await self._settle()
 
     @asynccontextmanager
     async def frozen(self, node: str) -> AsyncIterator[None]:
@@ -160,7 +160,7 @@ class Servers:
             # The parent last: once it goes on it takes away those that have ended meanwhile.
             for member in reversed(family):
                 member.resume()
-            await _settled(self.resources)
+            await self._settle()
 
     @asynccontextmanager
     async def down(self, *nodes: str) -> AsyncIterator[None]:
@@ -172,7 +172,10 @@ class Servers:
         finally:
             for node in nodes:
                 await asyncio.to_thread(self.cluster.start, node)
-            await _settled(self.resources)
+            await self._settle()
+
+    async def _settle(self) -> None:
+        await asyncio.gather(*(_settled(instance) for instance in self.instances))
 
     async def _says(self, node: str, question: str) -> bool:
         (row,) = await self.sql(node, question)
@@ -180,9 +183,9 @@ class Servers:
 
 
 @pytest.fixture
-def servers(cluster: Cluster, quiet: Resources) -> Servers:
-    """The servers behind `quiet`."""
-    return Servers(cluster, quiet)
+def servers(cluster: Cluster, quiet: Resources, other: Resources) -> Servers:
+    """The servers behind `quiet` and `other`."""
+    return Servers(cluster, (quiet, other))
 
 
 def stranger() -> context.Work:
