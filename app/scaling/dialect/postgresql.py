@@ -85,7 +85,9 @@ def create_engine(
             # Nobody answered the door. A statement that takes too long is another matter.
             raise ConnectionError("the server did not accept the connection in time") from error
         except DRIVER_ERRORS as error:
-            if trouble(error) is not Trouble.LOST:
+            # What a server says before it was asked anything is its own trouble: it starts, it has lost its files. Only
+            # what the driver says by itself may be a mistake of ours.
+            if isinstance(error, asyncpg.InterfaceError) and trouble(error) is not Trouble.LOST:
                 raise
             # Said here, because of a connection that is asked of the pool alone SQLAlchemy tells in a class of its own
             # that is neither the driver's nor its usual one.
@@ -215,8 +217,11 @@ _TROUBLES = (
             asyncpg.InternalClientError,
             asyncpg.OperatorInterventionError,  # shutting down, starting up, or our statement met a restart
             asyncpg.IdleInTransactionSessionTimeoutError,
-            asyncpg.TooManyConnectionsError,
-            asyncpg.DiskFullError,
+            # Its connections, its memory or its disk are used up; files are gone or cannot be read; or it has found
+            # itself broken.
+            asyncpg.InsufficientResourcesError,
+            asyncpg.PostgresSystemError,
+            asyncpg.InternalServerError,
         ),
     ),
 )
