@@ -79,7 +79,8 @@ def run_worker(tasks: Iterable[Task] = TASKS) -> None:
 def _end_children() -> None:
     """End the children that the pool has forgotten: one that was replaced while the pool was closing never hears of it.
 
-    Nothing is lost with them: the pool has waited for every task. Left alone they would be waited for at exit.
+    Nothing is lost with them: the pool has waited for every task. Left alone they would stay for ever, with all that
+    they have open.
     """
     for child in active_children():
         log.warning("a child outlived its pool", pid=child.pid)

@@ -5,12 +5,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
+import psutil
 import pytest
 from apart import Apart, answers, running_redis
 from conftest import PATIENCE, read_lines, settings_from, until
@@ -51,7 +52,7 @@ async def patient(resources, delivery):
 
 def stay():
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    Path(os.environ["TEST_FOLDER"], "stays").touch()
+    Path(os.environ["TEST_FOLDER"], "stays").write_text(str(os.getpid()))
     while True:
         signal.pause()
 
@@ -68,6 +69,7 @@ class Worker:
 
     process: "subprocess.Popen[bytes]"
     folder: Path
+    children: int
 
     @property
     def lines(self) -> list[dict[str, Any]]:
@@ -80,12 +82,12 @@ class Worker:
         return (self.folder / "ready").exists()
 
     async def busy(self) -> bool:
-        """Whether both children are at a patient task."""
-        return len(list(self.folder.glob("began-*"))) == CHILDREN
+        """Whether all children are at a patient task."""
+        return len(list(self.folder.glob("began-*"))) == self.children
 
 
 @contextmanager
-def running_worker(environment: dict[str, str], folder: Path) -> Iterator[Worker]:
+def running_worker(environment: dict[str, str], folder: Path, children: int = CHILDREN) -> Iterator[Worker]:
     program = folder / "program.py"
     program.write_text(PROGRAM)
     root = str(Path(__file__).resolve().parents[2])
@@ -98,13 +100,13 @@ def running_worker(environment: dict[str, str], folder: Path) -> Iterator[Worker
                 "TEST_FOLDER": str(folder),
                 "LOG_FORMAT": "json",
                 "PYTHONPATH": root,
-                "WORKER_CONCURRENCY": str(CHILDREN),
+                "WORKER_CONCURRENCY": str(children),
             },
             stdout=output,
             stderr=output,
         )
     try:
-        yield Worker(process, folder)
+        yield Worker(process, folder, children)
     finally:
         process.terminate()
         process.wait(PATIENCE)
@@ -149,14 +151,48 @@ async def test_a_message_that_kills_its_process_ends_as_a_dead_letter_and_blocks
 
 
 @pytest.mark.sabotage("workers/main.py", "    worker.start()\n    _end_children()", "    worker.start()")
-async def test_a_worker_ends_although_a_child_has_outlived_its_pool(apart: Apart, tmp_path: Path) -> None:
+async def test_a_worker_ends_and_leaves_no_child_that_has_outlived_its_pool(apart: Apart, tmp_path: Path) -> None:
+    async def stays() -> psutil.Process | None:
+        written = tmp_path / "stays"
+        return psutil.Process(int(written.read_text())) if written.exists() and written.read_text() else None
+
+    async def gone() -> bool:
+        return not left_over.is_running() or left_over.status() == psutil.STATUS_ZOMBIE
+
     with running_worker(apart.environment | {"LEFT_OVER": "1"}, tmp_path) as worker:
         await until(worker.ready)
-        await until(asyncio.to_thread, (tmp_path / "stays").exists)
-    assert worker.process.returncode == 0
+        left_over = await until(stays)
+    try:
+        assert worker.process.returncode == 0
+        assert await until(gone)
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            left_over.kill()
 
 
 @pytest.mark.sabotage("workers/main.py", "self._connection_errors = ()", "pass")
+async def test_a_worker_whose_broker_hung_when_its_task_ended_goes_on_afterwards(
+    apart: Apart, tmp_path: Path, free_port: int
+) -> None:
+    environment = apart.environment | {"REDIS_BROKER_URL": f"redis://127.0.0.1:{free_port}/0"}
+    held, afterwards = [await apart.message("order.placed") for _ in range(2)]
+    with running_redis(free_port, tmp_path) as broker:
+        await until(answers, free_port)
+        publishing = apart.publisher(settings_from(environment))
+        with running_worker(environment, tmp_path, children=1) as worker, publishing as publisher:
+            await until(worker.ready)
+            await asyncio.to_thread(publisher.publish, [posting(held, "orders.patient")])
+            await until(worker.busy)
+            broker.send_signal(signal.SIGSTOP)
+            try:
+                (tmp_path / "go on").touch()
+                await until(_saw_the_loss, worker)
+            finally:
+                broker.send_signal(signal.SIGCONT)
+            await asyncio.to_thread(publisher.publish, [posting(afterwards, "orders.good")])
+            await until(settled, apart, afterwards, seconds=2 * PATIENCE)
+
+
 async def test_a_worker_whose_broker_was_away_while_it_worked_goes_on_afterwards(
     apart: Apart, tmp_path: Path, free_port: int
 ) -> None:

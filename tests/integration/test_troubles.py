@@ -137,9 +137,9 @@ async def test_a_connection_that_is_cut_between_preparing_and_executing_is_an_ou
 
 @pytest.mark.postgresql("its way of making one connection read-only")
 @pytest.mark.sabotage(
-    path="app/scaling/dialect/__init__.py",
-    take_out="        failure.is_disconnect = True",
-    put="        failure.is_disconnect = False",
+    path="app/scaling/database/writer.py",
+    take_out="            await node.writes.replace()  # they all lead to the same server",
+    put="            pass",
 )
 async def test_a_primary_that_is_none_any_more_is_an_outage_and_its_connections_are_replaced(quiet: Resources) -> None:
     # What a pooled connection to a demoted primary does, while the name behind it leads to another one already.

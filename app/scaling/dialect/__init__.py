@@ -8,7 +8,7 @@ same functions, `Engine`. A position is the engine's log position as one integer
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, ExceptionContext, event
+from sqlalchemy import Connection, event
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -129,7 +129,6 @@ def create_engine(url: str, settings: DatabaseSettings, *, autocommit: bool, nam
         name: shown by the server as the connection's application.
     """
     engine = _at(url).create_engine(url, settings, autocommit=autocommit, name=name, lock_timeout=LOCK_TIMEOUT)
-    event.listen(engine.sync_engine, "handle_error", _drop_demoted)
     event.listen(engine.sync_engine, "checkout", _replace_cut)
     return engine
 
@@ -144,12 +143,6 @@ def _replace_cut(connection: Any, record: Any, _proxy: Any) -> None:
     record.info["was used"] = True  # until the record gets another connection
     if is_cut(connection.driver_connection):
         raise ConnectionError("the server has hung up") if new else DisconnectionError("the server has hung up")
-
-
-def _drop_demoted(failure: ExceptionContext) -> None:
-    """Have the pool replace its connections to a server that is no primary any more: its name may lead to another."""
-    if Trouble.READ_ONLY in map(_trouble, _told(failure.original_exception)):
-        failure.is_disconnect = True
 
 
 def driver_url(url: str) -> str:
