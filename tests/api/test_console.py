@@ -107,7 +107,9 @@ async def test_its_files_are_kept_by_browsers_that_ask_each_time(client: httpx.A
     assert (await client.get(path, headers={"If-None-Match": '"another"'})).status_code == 200
 
 
-@pytest.mark.sabotage("app/api/console/__init__.py", "    admin: TrustedAdmin,\n", "    admin: Caller,\n")
+@pytest.mark.sabotage(
+    "app/api/console/__init__.py", "ResourcesDep, TrustedAdmin,", "ResourcesDep, Caller as TrustedAdmin,"
+)
 async def test_only_an_administrator_may_watch(client: httpx.AsyncClient, new_customer: Make, admin: Customer) -> None:
     check_problem(await client.get("/console/stream"), 401, "unauthenticated")
     check_problem(await (await new_customer()).client.get("/console/stream"), 403, "forbidden")
