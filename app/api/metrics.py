@@ -32,6 +32,8 @@ _WAITING = Gauge("http_requests_waiting", "Requests that wait at the gate for a 
 # A client may invent methods; a label may not.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 UNMATCHED = "none"
+# Of a length: one with more is past every limit, and with some thousands of them it is no number for Python.
+_MOST_DIGITS = 19
 
 
 class Meters:
@@ -81,7 +83,7 @@ def record(scope: Scope, method: str, status: int, headers: Sequence[tuple[bytes
         seconds: that the answer took.
     """
     meters = meters_of(template_of(scope), method, status // 100)
-    meters.record(seconds, _length(scope["headers"]), _length(headers))
+    meters.record(seconds, length_of(scope["headers"]) or 0, length_of(headers) or 0)
 
 
 def count_refused(method: str, number: int) -> None:
@@ -89,9 +91,10 @@ def count_refused(method: str, number: int) -> None:
     _TOTAL.labels(method, "5xx", UNMATCHED).inc(number)
 
 
-def _length(headers: Sequence[tuple[bytes, bytes]]) -> int:
+def length_of(headers: Sequence[tuple[bytes, bytes]]) -> int | None:
+    """Return the bytes that a body has by its own account, 0 if it gives none; None if that is no length."""
     length = next((value for name, value in headers if name == b"content-length"), b"0")
-    return int(length) if length.isdigit() else 0
+    return int(length) if length.isdigit() and len(length) <= _MOST_DIGITS else None
 
 
 def count_tasks(loop: asyncio.AbstractEventLoop) -> None:

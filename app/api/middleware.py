@@ -217,8 +217,8 @@ class BodyLimit:
             return
         is_upload = scope["method"] == "PUT" and scope["path"].startswith(f"{LINK_PATH}/")
         limit = self._upload_limit if is_upload else self._limit
-        declared = Headers(scope=scope).get("content-length", "0")
-        if not (declared.isascii() and declared.isdigit()) or int(declared) > limit:
+        declared = metrics.length_of(scope["headers"])
+        if declared is None or declared > limit:
             raise TooLarge(f"The body may have {limit} bytes at most.")
         seen = 0
 

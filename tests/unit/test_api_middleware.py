@@ -176,6 +176,12 @@ async def test_a_body_that_says_it_is_too_long_is_refused_unread(edge: httpx.Asy
     assert (await edge.post("/health/echo", content=b"x" * 1000)).json() == 1000
 
 
+@pytest.mark.parametrize("length", ["1001", "9" * 19, "9" * 5000, "0" * 5000, "-1", "1e3", "٣"])
+async def test_a_length_that_is_none_or_too_much_is_refused_unread(edge: httpx.AsyncClient, length: str) -> None:
+    answer = await edge.post("/health/echo", headers={"Content-Length": length.encode()}, content=b"")
+    check_problem(answer, 413, "payload_too_large")
+
+
 @pytest.mark.sabotage(path="app/api/middleware.py", take_out="if seen > limit:", put="if False:")
 async def test_a_streamed_body_is_refused_once_it_is_too_long(edge: httpx.AsyncClient) -> None:
     sent = 0
