@@ -188,15 +188,17 @@ def test_a_start_after_a_kill_of_the_supervisor_ends_the_orphans_and_finds_the_d
         made = Cluster(Path(folder) / "c", sizes=Sizes(kinds=("primary", "redis")))
         supervisor = made.up()
         orphans = [process.pid for process in made.processes]
+        running = leftovers.recorded(made.layout)
         ask(address(made, "primary"), "CREATE TABLE kept (n int)")
         supervisor.kill()
         supervisor.wait()
         again = Cluster(Path(folder) / "c", sizes=Sizes(kinds=("primary", "redis")))
-        again.up()
         try:
+            again.up()
             assert not {process.pid for process in again.processes} & set(orphans)
             assert ask(address(again, "primary"), "SELECT count(*) FROM kept") == 0
         finally:
+            leftovers.end([process for process in running if leftovers.lives(process)])
             pids = [process.pid for process in again.processes]
             again.down(wipe=True)
         assert not [pid for pid in pids if pid and psutil.pid_exists(pid)]

@@ -17,6 +17,7 @@ from apart import Apart, answers, running_redis
 from conftest import PATIENCE, read_lines, settings_from, until
 
 from app.scaling.outbox import Message
+from deploy.local.leftovers import lives
 from workers.broker import Posting
 from workers.task import Delivery
 
@@ -157,7 +158,7 @@ async def test_a_worker_ends_and_leaves_no_child_that_has_outlived_its_pool(apar
         return psutil.Process(int(written.read_text())) if written.exists() and written.read_text() else None
 
     async def gone() -> bool:
-        return not left_over.is_running() or left_over.status() == psutil.STATUS_ZOMBIE
+        return not lives(left_over)
 
     with running_worker(apart.environment | {"LEFT_OVER": "1"}, tmp_path) as worker:
         await until(worker.ready)
