@@ -54,8 +54,8 @@ supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
 """
 
 
-# Open files a process may have: NGINX holds two for each request, PostgreSQL a few for each of 200 connections.
-OPEN_FILES = 4096
+# Open files a process may have: as many as NGINX asks for, which an instance may see as connections in its turn.
+OPEN_FILES = 8192
 
 
 @dataclass(frozen=True, slots=True)

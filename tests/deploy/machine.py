@@ -9,6 +9,9 @@ CHECKOUT = Path(__file__).parents[2]
 TEMPLATE = CHECKOUT / "deploy" / "terraform" / "modules" / "service" / "machine.sh.tftpl"
 NGINX = CHECKOUT / "deploy" / "nginx" / "nginx.conf.template"
 
+# Of files in memory (`--tmpfs /tmp`, and NGINX's configuration), which count as the container's.
+TEMPORARY_MEGABYTES = 17
+
 
 def script(role: str) -> str:
     """The script of a role, `api` or `worker`, with stand-ins for what only an account knows.

