@@ -209,7 +209,7 @@ def serve(
         port = free.getsockname()[1]
     process = running.enter_context(_process(folder, name, command, port, environment))
     url = f"http://127.0.0.1:{port}"
-    asyncio.run(_answers(url))
+    asyncio.run(answers(url))
     return Side(name, what, (url,), (process,))
 
 
@@ -249,7 +249,8 @@ def _process(
             process.wait(30)
 
 
-async def _answers(url: str) -> None:
+async def answers(url: str) -> None:
+    """Return once something answers at an address, whatever it says."""
     # With a score of others on the same core, starting takes its time.
     async with asyncio.timeout(180), httpx.AsyncClient(base_url=url) as client:
         while True:

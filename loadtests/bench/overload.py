@@ -1,52 +1,77 @@
-"""What an instance still does when three times as much is asked of it as it can do: with its gate, and without.
+"""What an instance still does at three times its capacity: behind NGINX, asked directly, and without its gate.
 
-    python -m loadtests.bench.overload [--rounds 5] [--seconds 6]
+    python -m loadtests.bench.overload [--rounds 5] [--seconds 10]
 
-Capacity is what 32 connections get that ask again as soon as they are answered. Then requests come at a fixed rate,
-whatever becomes of those before: an answer counts if it is there within a second, as its client would wait no longer.
-Nothing is tried again. How late the requests themselves came is told, as a load that falls behind asks for less.
-It writes `results/overload.json` and `results/overload.svg`.
+Capacity is what 32 connections get that ask again as soon as they are answered. Then requests come at three times that
+rate, whatever becomes of those before: an answer counts if it is there within a second, as its client would wait no
+longer. Nothing is tried again. How late the requests themselves came is told, as a load that falls behind asks for
+less. The two take turns of a quarter of a second: a machine whose speed changes within seconds does it to both. It
+writes `results/overload.json` and `results/overload.svg`.
 """
 
 import argparse
 import asyncio
 import json
+import math
 import os
 import re
 import statistics
+import subprocess
 import sys
 from collections import deque
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from time import perf_counter
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
 import httpx
 import uvloop
 from rich.console import Console
 
-from loadtests.bench.__main__ import LOAD, PASSWORD, RESULTS, Side, machine, pin, serve, spent
+from deploy.local import nginx
+from deploy.local.cluster import Cluster
+from deploy.local.ports import free_port
+from deploy.local.servers import Binaries, unprivileged_account
+from loadtests.bench.__main__ import LOAD, PASSWORD, RESULTS, Side, answers, machine, pin, serve, spent
 from loadtests.bench.picture import draw_ratios
 from loadtests.bench.servers import servers
 
 # A read that asks Redis and a replica: nothing of it is at hand, as for most routes.
 PATH = "/api/v1/profiles/me"
 TIMES = 3
+WANTED = 0.8
 PATIENCE = 1.0  # seconds
 # Enough to keep an instance busy, fewer than its gate lets in.
 FEW = 32
 # As many clients as can wait at once; without a gate each of them soon does, as with a crowd before a shop.
 MANY = 1500
 TICK = 0.002  # seconds between two looks at how many requests are due
+
+
+class Turn(NamedTuple):
+    """How long a side is asked in one way, before it is asked in the other.
+
+    Attributes:
+        settle: seconds of a flood that do not count, until it is as it goes on.
+        seconds: that count, of a flood as of the peak.
+    """
+
+    settle: float
+    seconds: float
+
+
+# A gate is past a crowd after 40 ms. Without one a queue grows for as long as a client waits, and looks like service.
+GATED, OPEN = Turn(0.1, 0.25), Turn(PATIENCE, 2.0)
 _SHED = re.compile(r'^requests_shed_total\{reason="(\w+)"\} (\S+)$', re.MULTILINE)
 console = Console()
 
 
 @dataclass
 class Flood:
-    """What came of requests that were sent at a fixed rate: how many answered in time, and how long refusals took.
+    """What came of requests that were sent in one turn: how many answered in time, and how long refusals took.
 
     Attributes:
         sent: that were due.
@@ -55,7 +80,7 @@ class Flood:
         statuses: how often each came.
         refusals: seconds that each took.
         late: seconds that the oldest of what was due had been due, at each look.
-        cpu: seconds that the instance spent on it, its connections being made and closed not included.
+        cpu: seconds that the instance spent on it.
     """
 
     sent: int = 0
@@ -75,12 +100,67 @@ class Flood:
             self.refusals.append(took)
 
 
+class Crowd:
+    """Clients of one side, each with a connection that stays open."""
+
+    def __init__(self, side: Side, token: str) -> None:
+        parts = urlsplit(side.urls[0])
+        self._side = side
+        self._address = parts.hostname or "", parts.port or 80
+        self._request = f"GET {PATH} HTTP/1.1\r\nHost: {parts.netloc}\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
+        self._clients: list[Client] = []
+        self.idle: deque[Client] = deque()
+        self.flood = Flood()
+
+    async def connect(self, clients: int) -> None:
+        """Open so many connections."""
+        loop = asyncio.get_running_loop()
+        for _ in range(clients):
+            _, client = await loop.create_connection(partial(Client, self), *self._address)
+            self._clients.append(client)
+
+    def close(self) -> None:
+        """Hang up."""
+        for client in self._clients:
+            client.close()
+
+    async def ask_again(self, seconds: float) -> Flood:
+        """Ask for so long, each client as soon as it is answered."""
+        return await self._ask(seconds, None)
+
+    async def ask_at(self, rate: float, turn: Turn) -> Flood:
+        """Ask so many times a second, and return what came of it once it had settled."""
+        await self._ask(turn.settle, rate)
+        done = await self._ask(turn.seconds, rate)
+        self.flood = Flood()
+        for _ in range(int(PATIENCE / TICK)):
+            if len(self.idle) == len(self._clients):
+                break
+            await asyncio.sleep(TICK)
+        return done
+
+    async def _ask(self, seconds: float, rate: float | None) -> Flood:
+        """Send what is due, and count what is answered meanwhile; what finds no idle client is answered by nobody."""
+        done = self.flood = Flood()
+        begun, started = spent(self._side), perf_counter()
+        while (passed := perf_counter() - started) < seconds:
+            due = len(self.idle) if rate is None else int(passed * rate) - done.sent
+            done.sent += due
+            done.unsent += max(0, due - len(self.idle))
+            if rate is not None and due:
+                done.late.append(due / rate)
+            for _ in range(min(due, len(self.idle))):
+                self.idle.popleft().ask(self._request)
+            await asyncio.sleep(TICK)
+        done.cpu = spent(self._side) - begun
+        return done
+
+
 class Client(asyncio.Protocol):
     """A connection that sends the request it is given and is idle again once the answer is whole."""
 
-    def __init__(self, idle: "deque[Client]", flood: Flood) -> None:
-        self._idle = idle
-        self._flood = flood
+    def __init__(self, crowd: Crowd) -> None:
+        self._crowd = crowd
         self._buffer = b""
         self._sent = 0.0
         self._transport: asyncio.Transport
@@ -88,7 +168,7 @@ class Client(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Be idle."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's own, no subclass of it
-        self._idle.append(self)
+        self._crowd.idle.append(self)
 
     def ask(self, request: bytes) -> None:
         """Send a request."""
@@ -105,48 +185,71 @@ class Client(asyncio.Protocol):
         if len(body) < int(head[start:].split(b"\r\n", 1)[0]):
             return
         self._buffer = b""
-        self._flood.note(int(head[9:12]), perf_counter() - self._sent)
-        self._idle.append(self)
+        self._crowd.flood.note(int(head[9:12]), perf_counter() - self._sent)
+        self._crowd.idle.append(self)
 
     def close(self) -> None:
         """Hang up."""
         self._transport.abort()
 
 
-async def flood(side: Side, token: str, clients: int, seconds: float, rate: float | None = None) -> Flood:
-    """Ask a side for so long, `rate` times a second, or else each client as soon as it is answered.
+@dataclass
+class Round:
+    """One side, asked in turns for what it can do and for three times as much.
 
-    A request for which no client is left is one that nobody answers.
+    Attributes:
+        seconds: that each took, in all.
+        peaks: what came of the first, turn by turn.
+        floods: and of the second.
     """
-    parts, done, idle = urlsplit(side.urls[0]), Flood(), deque[Client]()
-    loop = asyncio.get_running_loop()
-    made = [
-        await loop.create_connection(partial(Client, idle, done), parts.hostname or "", parts.port or 80)
-        for _ in range(clients)
-    ]
-    request = f"GET {PATH} HTTP/1.1\r\nHost: {parts.netloc}\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
-    begun, started = spent(side), perf_counter()
-    while (passed := perf_counter() - started) < seconds:
-        due = len(idle) if rate is None else int(passed * rate) - done.sent
-        done.sent += due
-        done.unsent += max(0, due - len(idle))
-        if rate is not None and due:
-            done.late.append(due / rate)
-        for _ in range(min(due, len(idle))):
-            idle.popleft().ask(request)
-        await asyncio.sleep(TICK)
-    await asyncio.sleep(PATIENCE)
-    done.cpu = spent(side) - begun
-    for _, client in made:
-        client.close()
-    return done
+
+    seconds: float
+    peaks: list[Flood] = field(default_factory=list)
+    floods: list[Flood] = field(default_factory=list)
+
+    @property
+    def kept(self) -> float:
+        """How much of the peak was answered in time."""
+        return sum(flood.good for flood in self.floods) / sum(peak.good for peak in self.peaks)
+
+    @property
+    def refusals(self) -> list[float]:
+        """Seconds that each refusal took."""
+        return [took for flood in self.floods for took in flood.refusals]
+
+    @property
+    def answer_cpu(self) -> float:
+        """Seconds of CPU that an answer costs the instance at its peak."""
+        return sum(peak.cpu for peak in self.peaks) / sum(peak.good for peak in self.peaks)
+
+    @property
+    def refusal_cpu(self) -> float:
+        """Seconds of CPU that a refusal costs: what is not spent on answers, at their price at the peak."""
+        answered = sum(flood.statuses.get(200, 0) for flood in self.floods)
+        return (sum(flood.cpu for flood in self.floods) - answered * self.answer_cpu) / max(1, len(self.refusals))
+
+
+async def play(side: Side, token: str, seconds: float, turn: Turn) -> Round:
+    """Ask a side for so long in each way, in turns."""
+    turns = math.ceil(seconds / turn.seconds)
+    played, few, many = Round(turns * turn.seconds), Crowd(side, token), Crowd(side, token)
+    await few.connect(FEW)
+    await many.connect(MANY)
+    for _ in range(turns):
+        played.peaks.append(await few.ask_again(turn.seconds))
+        played.floods.append(await many.ask_at(TIMES * played.peaks[-1].good / turn.seconds, turn))
+    few.close()
+    many.close()
+    return played
 
 
 def main() -> None:
     """Start the servers, measure, print, write, stop the servers."""
     parser = argparse.ArgumentParser(description="Goodput past capacity.")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=6.0)
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="of its peak, and of a flood, in each round and side"
+    )
     chosen = parser.parse_args()
     if (os.cpu_count() or 1) <= LOAD:
         sys.exit("The bench needs two cores: one for the instance, one for the servers and the load.")
@@ -154,17 +257,18 @@ def main() -> None:
         cluster, folder = running.enter_context(servers(replicas=1))
         for name in ("primary", "replica-1", "redis"):
             pin(cluster.process(name).pid or 0, LOAD)
+        pin(0, LOAD)  # and with it whatever it starts; the instances go to a core of their own
         command = [sys.executable, "-m", "app.cli", "api", "--host", "127.0.0.1", "--port"]
         start = partial(serve, running, folder, command=command)
         own = cluster.environment | {"LOG_LEVEL": "warning"}
-        gated = start("gate", "this service", environment=own)
+        direct = start("direct", "this service, asked directly", environment=own)
+        edge = running.enter_context(behind_nginx(cluster, direct))
         open_ = start(
             "no gate",
-            "this service, which takes whatever comes",
+            "this service, which takes whatever comes, asked directly",
             environment=own | {"REQUESTS_AT_ONCE": "10000", "REQUESTS_WAITING": "100000"},
         )
-        pin(0, LOAD)
-        result = compare((gated, open_), chosen.rounds, chosen.seconds)
+        result = compare((edge, direct, open_), chosen.rounds, chosen.seconds)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "overload.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     title = f"At {TIMES} times what one instance can do, one core: answers within a second, against its peak"
@@ -172,48 +276,71 @@ def main() -> None:
     console.print_json(data=result)
 
 
-def compare(sides: tuple[Side, Side], rounds: int, seconds: float) -> dict[str, object]:
-    """Ask both sides in turn, and return for each what it did of its peak, and how fast it refused."""
+@contextmanager
+def behind_nginx(cluster: Cluster, side: Side) -> Iterator[Side]:
+    """Put NGINX in front of a side, as the cluster would; its CPU does not count as the side's."""
+    port, account = free_port(), unprivileged_account()
+    upstream = [urlsplit(url).port or 80 for url in side.urls]
+    configuration = nginx.prepare(cluster.layout, port, upstream, account)
+    binary = Binaries.find(cluster.layout, account, os.environ).nginx
+    arguments = [str(binary), "-p", str(cluster.layout.nginx), "-e", "stderr", "-c", configuration.name]
+    with (cluster.layout.logs / "nginx.log").open("wb") as log:
+        process = subprocess.Popen(arguments, stdout=log, stderr=log)  # noqa: S603  # our own configuration
+        try:
+            url = f"http://127.0.0.1:{port}"
+            asyncio.run(answers(url))
+            yield replace(side, name="behind NGINX", what="this service, behind NGINX", urls=(url,))
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def compare(sides: tuple[Side, ...], rounds: int, seconds: float) -> dict[str, object]:
+    """Ask all sides in turn, and return for each what it did of its peak, and how fast it refused.
+
+    Args:
+        sides: the last one has no gate.
+        rounds: that count; one before them compiles and connects.
+        seconds: of its peak, and of a flood, in each round and side.
+    """
     with httpx.Client(base_url=sides[0].urls[0]) as client:
         signed_in = client.post("/api/v1/sessions", json={"email": "ada@example.com", "password": PASSWORD})
         token = signed_in.raise_for_status().json()["token"]
-    kept: dict[str, list[float]] = {side.name: [] for side in sides}
-    peaks: dict[str, list[float]] = {side.name: [] for side in sides}
-    costs: dict[str, list[float]] = {"answer": [], "refusal": [], "connection": []}
-    refusals: list[float] = []
-    late: list[float] = []
-    unsent = 0
+    played: dict[str, list[Round]] = {side.name: [] for side in sides}
     for number in range(rounds + 1):
         for side in sides:
-            few = uvloop.run(flood(side, token, FEW, seconds))
-            peak, begun = few.good / seconds, spent(side)
-            flooded = uvloop.run(flood(side, token, MANY, seconds, TIMES * peak))
-            ended = spent(side)
-            if not number:  # the first round compiles and connects
-                continue
-            peaks[side.name].append(peak)
-            kept[side.name].append(flooded.good / seconds / peak)
-            console.print(f"{side.name}: peak {peak:.0f}/s, {kept[side.name][-1]:.2f} of it kept, {flooded.statuses}")
-            late += flooded.late
-            if side is sides[0]:
-                refusals += flooded.refusals
-                unsent += flooded.unsent
-                costs["answer"].append(few.cpu / few.good)
-                left = flooded.cpu - flooded.statuses.get(200, 0) * costs["answer"][-1]
-                costs["refusal"].append(left / max(1, len(flooded.refusals)))
-                costs["connection"].append((ended - begun - flooded.cpu) / MANY)
-    ratios = {
-        "goodput / peak, with the gate": {"measured": round(statistics.median(kept["gate"]), 2), "at least": 0.8},
-    }
+            one = uvloop.run(play(side, token, seconds if number else 1.0, OPEN if side is sides[-1] else GATED))
+            if number:
+                played[side.name].append(one)
+                console.print(f"round {number}, {side.name}: {one.kept:.2f} of the peak kept")
+    gated = {side.name: played[side.name] for side in sides[:-1]}
+    kept = {name: [one.kept for one in of] for name, of in played.items()}
+    floods = [flood for of in gated.values() for one in of for flood in one.floods]
     return {
-        "ratios": ratios,
-        "refused_by": _refused_by(sides[0].urls[0]),
+        "ratios": {
+            f"goodput / peak, {name}": {"measured": round(statistics.median(kept[name]), 2), "at least": WANTED}
+            for name in gated
+        },
+        "sides": {side.name: side.what for side in sides},
         "goodput_of_peak": {name: [round(each, 2) for each in of] for name, of in kept.items()},
-        "peak_requests_per_second": {name: [round(each) for each in of] for name, of in peaks.items()},
-        # Of the gated instance's CPU; what is not spent on answers, at their price at the peak, is spent on refusals.
-        "cpu_us": {what: round(statistics.median(of) * 1e6) for what, of in costs.items()},
-        "refusal_p99_ms": _late(refusals),
-        "load": {"late_p99_ms": _late(late), "unsent": unsent},
+        "peak_requests_per_second": {
+            name: [round(sum(peak.good for peak in one.peaks) / one.seconds) for one in of]
+            for name, of in played.items()
+        },
+        # Of the gated instance.
+        "cpu_us": {
+            name: {
+                "answer": round(statistics.median(one.answer_cpu for one in of) * 1e6),
+                "refusal": round(statistics.median(one.refusal_cpu for one in of) * 1e6),
+            }
+            for name, of in gated.items()
+        },
+        "refusal_p99_ms": {name: _late([took for one in of for took in one.refusals]) for name, of in gated.items()},
+        "refused_by": _refused_by(sides[-2].urls[0]),
+        "load": {
+            "late_p99_ms": _late([late for flood in floods for late in flood.late]),
+            "unsent": sum(flood.unsent for flood in floods),
+        },
         "machine": machine(),
     }
 
