@@ -415,8 +415,10 @@ async def test_permits_at_hand_never_add_up_to_more_than_the_limit(
     customer = await new_customer()
     path = f"/api/v1/profiles/{customer.profile['id']}"
     headers = {"Authorization": f"Bearer {customer.token}"}
+    # With the profile at hand, it is the limit alone that keeps it from whoever has used theirs up.
+    answers = [await instance.get(path, headers=headers) for instance in instances]
     # 40 at an instance at once: more than its places (48) would be refused for another reason.
-    answers = await asyncio.gather(*(instances[number % 2].get(path, headers=headers) for number in range(80)))
+    answers += await asyncio.gather(*(instances[number % 2].get(path, headers=headers) for number in range(80)))
     statuses = [answer.status_code for answer in answers]
     # Signing in and reading the own profile went through the cluster's instances, under the same name.
     assert statuses.count(200) <= 40
