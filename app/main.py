@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from sqlalchemy import String, column, select, table
 from sqlalchemy.exc import ProgrammingError
+from starlette.datastructures import State
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -67,11 +68,22 @@ ROUTERS = (
 )
 
 
+class _State(State):
+    """Starlette's, with plain attributes: its own are each found by a function in Python, ten times a request."""
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        object.__setattr__(self, key, value)
+
+    def __delattr__(self, key: str) -> None:
+        object.__delattr__(self, key)
+
+
 class Service(FastAPI):
     """One instance: the hot path answers what it can before anything of FastAPI begins, and passes the rest on."""
 
     def __init__(self, settings: Settings, gate: Gate, **options: Any) -> None:
         super().__init__(middleware=middleware.layers(settings, gate), **options)
+        self.state = _State()
         # Starlette's own call: FastAPI's looks at each request for telemetry that nobody has configured, which costs as
         # much as four of our layers; ours is `Traced`.
         self._hot = HotPath(super(FastAPI, self).__call__, settings, gate)

@@ -3,11 +3,16 @@
 The gate refuses too, but by then a request has a task, a context, headers and a line in the log, which is more than
 half of what serving it costs: three times as many requests as an instance can serve leave no time to serve any. Here
 it has been parsed and nothing else. Who is refused is the gate's decision, here as there.
+
+A refusal is made at once and sent a moment later. Most clients ask again as soon as they are answered, whatever
+`Retry-After` says: two hundred of them, refused within a millisecond, keep an instance busy with nothing but refusals.
+And a balancer that counts what is in flight would take the instance that refuses for the one that has least to do.
 """
 
 import asyncio
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from time import monotonic
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Scope
@@ -27,6 +32,10 @@ log = logger(__name__)
 CLOSE = (b"connection", b"close")
 # Stands where each answer has its request's own id.
 _ID = "0" * 32
+# Seconds for which a refusal is held, of the 50 ms in which a client is told; and between two looks at those that are:
+# what is sent at once is sent for less.
+HELD = 0.02
+GRAIN = 0.004
 # Seconds from the first refusal to the line that tells of it and of all that followed: one each would cost more than
 # the refusals do.
 TELL_EVERY = 1.0
@@ -39,11 +48,15 @@ class Door:
         app: the application that requests are for.
         gate: decides.
         settings: of the service.
+
+    Attributes:
+        has_room: counts a request whose head is here, and returns whether there is a place for it; else ask `refuses`.
     """
 
     def __init__(self, app: ASGIApp, gate: Gate, settings: ServiceSettings) -> None:
         self._app = app
         self._gate = gate
+        self.has_room = gate.announce
         self._proxies = settings.trusted_proxies
         with context.working(context.Work(request_id=_ID)):
             answer = problems.answer(overloaded())
@@ -54,10 +67,8 @@ class Door:
         self._added: list[tuple[bytes, bytes]] = []
         self._lines = b""
         self._refused: Counter[str] = Counter()
-
-    def is_crowded(self) -> bool:
-        """Count a request whose head is here, and return whether there may be no place for it: then ask `refuses`."""
-        return not self._gate.announce()
+        # What sends each refusal, and when it was made, in this order.
+        self._held: deque[tuple[float, Callable[[], None]]] = deque()
 
     def refuses(self, scope: Scope) -> bool:
         """Decide on a request that was just counted.
@@ -90,14 +101,33 @@ class Door:
         request_id = context.request_id_from(_given_id(scope["headers"])).encode()
         closing = b"" if keep or CLOSE in added else _lines([CLOSE])
         length = len(self._before) + len(request_id) + len(self._after)
-        head = b"%b%b%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (
+        body = (b"", b"", b"") if scope["method"] == "HEAD" else (self._before, request_id, self._after)
+        return b"%b%b%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n%b%b%b" % (
             self._head,
             self._lines,
             closing,
             request_id,
             length,
+            *body,
         )
-        return head if scope["method"] == "HEAD" else head + self._before + request_id + self._after
+
+    def hold(self, send: Callable[[], None]) -> None:
+        """Have a refusal sent in a moment.
+
+        Args:
+            send: sends it, unless that has been done or nobody waits for it any more.
+        """
+        if not self._held:
+            asyncio.get_running_loop().call_later(HELD, self._send)
+        self._held.append((monotonic(), send))
+
+    def _send(self) -> None:
+        """Send what has been held for long enough, and come back for the rest."""
+        made_until = monotonic() - HELD
+        while self._held and self._held[0][0] <= made_until:
+            self._held.popleft()[1]()
+        if self._held:
+            asyncio.get_running_loop().call_later(GRAIN, self._send)
 
     def _tell(self) -> None:
         """Tell of all that were refused since the first one that nobody was told of."""
@@ -109,7 +139,10 @@ class Door:
 
 
 def _given_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    return next((value.decode("latin-1") for name, value in headers if name == b"x-request-id"), None)
+    for name, value in headers:
+        if name == b"x-request-id":
+            return value.decode("latin-1")
+    return None
 
 
 def _lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:

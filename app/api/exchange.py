@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-from typing import cast
 from urllib.parse import urlsplit
 
 from pydantic.networks import IPvAnyNetwork
@@ -67,12 +66,14 @@ def begin(scope: Scope, exchange: Exchange) -> None:
 
 def exchange_of(scope: Scope) -> Exchange:
     """Return the exchange of a request that came through the middleware."""
-    return cast("Exchange", scope[_KEY])
+    exchange: Exchange = scope[_KEY]
+    return exchange
 
 
 def resources_of(scope: Scope) -> Resources:
     """Return what the lifespan has opened for the application that serves this request."""
-    return cast("Resources", scope["app"].state.resources)
+    resources: Resources = scope["app"].state.resources
+    return resources
 
 
 def timing_of(work: Work) -> bytes:

@@ -301,7 +301,8 @@ def _value_of(scope: Scope) -> _Value | None:
         found = _PATH.fullmatch(scope["path"])
         if found is not None:
             return _Value(_SINGLE[found[1]], found[2], None)
-    page = pages_of(scope).find(scope)
+    pages: Pages = scope["app"].state.pages
+    page = pages.find(scope)
     if page is None:
         return None
     route, listing = page

@@ -1,10 +1,10 @@
 """The server's HTTP protocol with four differences: early refusals, one write an answer, one timer, tidy errors.
 
-A request that the door refuses gets no task and no layer, only an answer that is ready. uvicorn writes head and body
-one after the other, which are two system calls here, two packets, and two wake-ups for whoever reads them; and it sets
-a timer behind each answer, to call it off at the next request. Bytes that are no request (a control character in a
-header, a method that does not exist) never reach a middleware; uvicorn by itself answers them with a line of plain
-text, and NGINX passes many of them on.
+A request that the door refuses gets no task and no layer, only an answer that is ready and waits a moment. uvicorn
+writes head and body one after the other, which are two system calls here, two packets, and two wake-ups for whoever
+reads them; and it sets a timer behind each answer, to call it off at the next request. Bytes that are no request (a
+control character in a header, a method that does not exist) never reach a middleware; uvicorn by itself answers them
+with a line of plain text, and NGINX passes many of them on.
 """
 
 import asyncio
@@ -40,22 +40,28 @@ class Protocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._door: Door | None = app_state.get("door")
         self._quiet_since = 0.0
+        self._gathering: _Gathering
+        # The answer that the door holds, and whether the connection ends with it.
+        self._refusal: bytes | None = None
+        self._refusal_is_last = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Put what gathers an answer in front of the transport."""
         plain = cast("asyncio.Transport", transport)  # uvloop's own is no subclass of it
         super().connection_made(plain)
-        self.transport = cast("asyncio.Transport", _Gathering(plain, self.loop))
+        self._gathering = _Gathering(plain, self.loop)
+        self.transport = cast("asyncio.Transport", self._gathering)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         super().connection_lost(exc)
+        self._refusal = None
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
 
     def on_response_complete(self) -> None:
         """Send what is gathered, as the answer is whole; then begin the next request, or wait for one."""
-        cast("_Gathering", self.transport).flush()
+        self._gathering.flush()
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
@@ -88,9 +94,21 @@ class Protocol(HttpToolsProtocol):
     def _wait_for_the_next(self, seconds: float) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
+    def on_message_begin(self) -> None:
+        """Prepare for a request, and make no scope yet: what is refused needs none."""
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+
     def on_headers_complete(self) -> None:
         """Begin to serve a request whose head is here; or refuse it before anything is made for it."""
+        if self._refusal is not None:
+            self.send_refusal()  # of the request before it: answers leave in the order of requests
         if self._door is None or not self._refuses(self._door):
+            url, headers, expects = self.url, self.headers, self.expect_100_continue
+            super().on_message_begin()
+            self.url, self.expect_100_continue = url, expects
+            self.headers += headers
             super().on_headers_complete()
 
     def _refuses(self, door: Door) -> bool:
@@ -101,25 +119,46 @@ class Protocol(HttpToolsProtocol):
         """
         if self._is_answering() or self.flow.write_paused:
             return False
-        if not door.is_crowded() or self.parser.should_upgrade():
+        if door.has_room() or self.parser.should_upgrade():
             return False
-        scope = cast("Scope", self.scope)
-        path, _, scope["query_string"] = self.url.partition(b"?")
-        scope["path"] = unquote(path.decode("latin-1"))
-        scope["method"] = self.parser.get_method().decode("ascii")
+        path, _, query = self.url.partition(b"?")
+        scope: Scope = {
+            "method": self.parser.get_method().decode("ascii"),
+            "path": unquote(path.decode("latin-1")) if b"%" in path else path.decode("latin-1"),
+            "query_string": query,
+            "headers": self.headers,
+            "client": self.client,
+        }
         if not door.refuses(scope):
             return False
         keep = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
         self.cycle = _OVER
-        answer = door.refusal(scope, self.server_state.default_headers, keep=keep)
-        cast("_Gathering", self.transport).write_whole(answer)
-        if not keep or CLOSE in self.server_state.default_headers:
-            self.transport.close()
-        self.on_response_complete()
+        self.headers = []  # an idle connection keeps nothing of what it has asked
+        self._refusal = door.refusal(scope, self.server_state.default_headers, keep=keep)
+        self._refusal_is_last = not keep
+        door.hold(self.send_refusal)
         return True
+
+    def send_refusal(self) -> None:
+        """Send the refusal that is held, if there is one and somebody still waits for it."""
+        answer, self._refusal = self._refusal, None
+        if answer is None or self.transport.is_closing():
+            return
+        self._gathering.write_whole(answer)
+        self.server_state.total_requests += 1
+        if self._refusal_is_last or CLOSE in self.server_state.default_headers:
+            self.transport.close()
+        elif self.timeout_keep_alive_task is None:
+            self._wait_for_the_next(self.timeout_keep_alive)
+
+    def shutdown(self) -> None:
+        """Send what is held, and close the connection once nothing is answered on it any more."""
+        self.send_refusal()
+        super().shutdown()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002  # uvicorn's name; its text would say nothing new
         """Answer bytes that are no request, and hang up."""
+        self.send_refusal()
         with context.working(context.Work(request_id=context.new_request_id())) as work:
             answer = problems.unreadable()
         headers = Headers(raw=[*answer.raw_headers, CONTENT_POLICY, *self.server_state.default_headers])

@@ -8,7 +8,6 @@ worse. Health and sign-out pass by; a stream, which has bounds of its own, keeps
 import asyncio
 from collections.abc import Hashable
 from contextlib import AsyncExitStack
-from uuid import UUID
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -124,12 +123,12 @@ def passes_by(scope: Scope) -> bool:
     return path.startswith(_ALWAYS) or (scope["method"] == "DELETE" and path.startswith(_SESSIONS))
 
 
-def known_caller(scope: Scope) -> UUID | None:
-    """Return who calls, if the session is at hand.
+def known_caller(scope: Scope) -> str | None:
+    """Return under which name the caller is counted, if the session is at hand.
 
     What a token says of itself is not asked: whoever invents tokens would stand in as many lines as they like.
     """
-    token = token_in(dict(reversed(scope["headers"])))  # the first of each name counts
+    token = token_in(dict(scope["headers"][::-1]))  # the first of each name counts
     return resources_of(scope).admissions.known(token) if token else None
 
 

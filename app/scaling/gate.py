@@ -7,9 +7,10 @@ the gate foresees: a request that would be refused, or wait in vain, is known fo
 
 import asyncio
 import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
+from time import monotonic
 
 from app.core.errors import Unavailable
 from app.core.telemetry import REQUESTS_SHED
@@ -46,7 +47,7 @@ class Gate:
         self._full_until = -math.inf
         # Those whose arrival the event loop has seen and has not begun to serve: all, and by caller where it was asked.
         self._coming = 0
-        self._coming_of: Counter[Hashable] = Counter()
+        self._coming_of: dict[Hashable, int] = {}
 
     @property
     def waiting(self) -> int:
@@ -80,14 +81,15 @@ class Gate:
         before it take longer than it should wait.
         """
         ahead = self._waiting + self._coming - 1 - self._free
-        line = len(self._lines.get(caller, ())) + self._coming_of[caller]
+        coming = self._coming_of.get(caller, 0)
+        line = len(self._lines.get(caller, ())) + coming
         lines = max(1, len(self._lines), len(self._coming_of))
         if ahead >= self._queue and line >= self._queue // lines:
             return True
         before = min(ahead, lines * (line + 1))
         if before > 0 and before * self._seconds_a_turn() > self._patience * FORESEEN:
             return True
-        self._coming_of[caller] += 1
+        self._coming_of[caller] = coming + 1
         return False
 
     def _seconds_a_turn(self) -> float:
@@ -98,7 +100,7 @@ class Gate:
         the moment in which the queue is empty and a place is free, as it happens amidst a flood; only once there was no
         crowd for a while nothing is known, and one that comes then may wait.
         """
-        now = asyncio.get_running_loop().time()
+        now = monotonic()
         if self._free and self._is_calm(now):
             return 0.0
         since = self._turns[0] if len(self._turns) == self._turns.maxlen else self._full_since
@@ -133,7 +135,7 @@ class Gate:
 
     def _take(self) -> None:
         self._free -= 1
-        now = asyncio.get_running_loop().time()
+        now = monotonic()
         if not self._free and self._is_calm(now):
             self._turns.clear()
             self._full_since = now
@@ -168,7 +170,7 @@ class Gate:
 
     def _leave(self) -> None:
         """Give the place to the next in the line whose turn it is; that line then waits behind all others."""
-        now = asyncio.get_running_loop().time()
+        now = monotonic()
         if not self._free:
             self._full_until = now
         if not self._is_calm(now):

@@ -328,7 +328,7 @@ async def test_past_its_places_an_instance_answers_what_it_has_at_hand_and_stran
 
     def refused(*headers: tuple[bytes, bytes], asked: str = path) -> bool:
         scope = {"method": "GET", "path": asked, "query_string": b"", "headers": headers, "client": ("127.0.0.1", 1)}
-        return door.is_crowded() and door.refuses(scope)
+        return not door.has_room() and door.refuses(scope)
 
     own = (b"authorization", f"Bearer {customer.token}".encode())
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter, deque
+from time import monotonic
 
 import pytest
 from hypothesis import given, settings
@@ -116,11 +117,11 @@ async def test_a_request_that_is_called_off_leaves_its_place_to_the_next() -> No
 
 
 class Clock:
-    """The time of the running loop, which goes on only when told to."""
+    """The time that the gate sees, which goes on only when told to."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = asyncio.get_running_loop().time()
-        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: self.now)
+        self.now = monotonic()
+        monkeypatch.setattr("app.scaling.gate.monotonic", lambda: self.now)
 
 
 @pytest.mark.sabotage("app/scaling/gate.py", "self._coming - 1 - self._free", "0 - self._free")

@@ -1,16 +1,18 @@
 """The server's protocol: a whole answer is one write, and what has to go out early does."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 import pytest
 import uvicorn
+from conftest import until
 from fastapi import FastAPI
 from pydantic import SecretStr
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from app.api.door import Door
+from app.api.door import HELD, Door
 from app.api.hotpath import Pages
 from app.api.protocol import MOST_GATHERED, Protocol
 from app.core.settings import ServiceSettings
@@ -60,6 +62,15 @@ async def _serve(
     protocol.data_received(request)
     await _settle()
     return protocol
+
+
+async def _written(wire: Wire, writes: int) -> None:
+    """Wait until so much has been written."""
+
+    async def it_is() -> bool:
+        return len(wire.writes) >= writes
+
+    assert await until(it_is)
 
 
 async def _settle() -> None:
@@ -164,6 +175,7 @@ async def test_a_refusal_is_one_write_and_the_connection_goes_on_if_it_may(*, cl
     wire = Wire()
     protocol = await _serve(wire, _answer, first + request, Gate(0, 0))
     try:
+        await _written(wire, 2 if first else 1)
         answer = wire.writes[-1]
         assert answer.startswith(b"HTTP/1.1 503")
         assert len(wire.writes) == (2 if first else 1)
@@ -173,11 +185,73 @@ async def test_a_refusal_is_one_write_and_the_connection_goes_on_if_it_may(*, cl
         protocol.connection_lost(None)
 
 
+@pytest.mark.sabotage("app/api/protocol.py", "        door.hold(self.send_refusal)\n", "        self.send_refusal()\n")
+async def test_a_refusal_is_held_for_a_moment_so_that_who_asks_again_at_once_does_not_ask_all_the_time() -> None:
+    wire = Wire()
+    made = time.monotonic()
+    protocol = await _serve(wire, _answer, GET, Gate(0, 0))
+    try:
+        assert wire.writes == []
+        await _written(wire, 1)
+        assert time.monotonic() - made >= HELD
+    finally:
+        protocol.connection_lost(None)
+
+
+@pytest.mark.sabotage(
+    "app/api/protocol.py", "            self.send_refusal()  # of the request", "            pass  # of the request"
+)
+async def test_a_refusal_is_out_before_the_answer_to_the_next_request() -> None:
+    wire = Wire()
+    protocol = await _serve(wire, _answer, GET, gate := Gate(0, 0))
+    try:
+        gate._free = 1
+        protocol.data_received(GET)
+        await _settle()
+        refusal, answer = wire.writes
+        assert refusal.startswith(b"HTTP/1.1 503")
+        assert answer.startswith(b"HTTP/1.1 200")
+    finally:
+        protocol.connection_lost(None)
+
+
+@pytest.mark.sabotage(
+    "app/api/protocol.py", "        self.send_refusal()\n        super().shutdown()", "        super().shutdown()"
+)
+async def test_who_is_refused_at_the_very_end_is_told_before_the_connection_closes() -> None:
+    wire = Wire()
+    protocol = await _serve(wire, _answer, GET, Gate(0, 0))
+    try:
+        protocol.shutdown()
+        (refusal,) = wire.writes
+        assert refusal.startswith(b"HTTP/1.1 503")
+        assert wire.closed_after == 1
+    finally:
+        protocol.connection_lost(None)
+
+
+@pytest.mark.sabotage("app/api/protocol.py", "if answer is None or self.transport.is_closing():", "if answer is None:")
+async def test_nothing_is_written_for_who_has_hung_up_in_that_moment() -> None:
+    wire = Wire()
+    protocol = await _serve(wire, _answer, GET, Gate(0, 0))
+    try:
+        wire.close()
+
+        async def none_is_held() -> bool:
+            return protocol._refusal is None
+
+        assert await until(none_is_held)
+        assert wire.writes == []
+    finally:
+        protocol.connection_lost(None)
+
+
 @pytest.mark.sabotage("app/api/protocol.py", " or self.flow.write_paused:", ":")
 async def test_who_reads_no_answers_is_given_no_more_of_them() -> None:
     wire = Wire()
     protocol = await _serve(wire, _answer, GET, Gate(0, 0))
     try:
+        await _written(wire, 1)
         protocol.pause_writing()
         for _ in range(3):
             protocol.data_received(GET)

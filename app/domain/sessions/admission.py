@@ -169,10 +169,10 @@ class Admissions:
         verdict = lease.use(monotonic())
         return None if verdict is None else Admission(session, verdict, None, ())
 
-    def known(self, token: str) -> UUID | None:
-        """Return whose token this is if the session is here, without asking anybody; None says nothing."""
+    def known(self, token: str) -> str | None:
+        """Return under which name the caller is counted if the session is here, asking nobody; None says nothing."""
         names = _names_of(token)
-        return names.profile_id if names is not None and self._near.get(names.session) is not None else None
+        return names.subject if names is not None and self._near.get(names.session) is not None else None
 
     def vouches_for(self, token: str) -> bool:
         """Return whether this token was a session's when it was seen here last, so that nobody has made it up."""
