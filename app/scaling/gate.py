@@ -1,7 +1,7 @@
 """The gate in front of what costs something: so many requests at a time, a short queue, and a quick refusal past it.
 
 Past its capacity a process that takes everything does nothing in time. Here those who are let in are served as fast as
-ever, and the others are told at once. Callers take turns, so that the flood of one delays itself and nobody else. And
+ever, and the others are told soon. Callers take turns, so that the flood of one delays itself and nobody else. And
 the gate foresees: a request that would be refused, or wait in vain, is known for one before anything is done for it.
 """
 
