@@ -124,10 +124,12 @@ class Door:
     def _send(self) -> None:
         """Send what has been held for long enough, and come back for the rest."""
         made_until = monotonic() - HELD
-        while self._held and self._held[0][0] <= made_until:
-            self._held.popleft()[1]()
-        if self._held:
-            asyncio.get_running_loop().call_later(GRAIN, self._send)
+        try:
+            while self._held and self._held[0][0] <= made_until:
+                self._held.popleft()[1]()
+        finally:  # whatever became of one, the others are still waited for
+            if self._held:
+                asyncio.get_running_loop().call_later(GRAIN, self._send)
 
     def _tell(self) -> None:
         """Tell of all that were refused since the first one that nobody was told of."""
