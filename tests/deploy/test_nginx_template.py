@@ -153,9 +153,14 @@ def with_tls(tmp_path: Path, instance: int) -> Iterator[tuple[int, int]]:
     """NGINX with TLS as in deploy/nginx/tls.conf; its ports with TLS and without."""
     certify(tmp_path / "tls")
     secure, plain, inner = free_port(), free_port(), free_port()
-    tls = (TLS.read_text().replace("/etc/nginx/tls/", f"{tmp_path}/tls/")
-           .replace("8443", f"127.0.0.1:{secure}").replace("listen 8081", f"listen 127.0.0.1:{plain}")
-           .replace("8081", str(plain)))  # fmt: skip
+    # In one pass: a port that was filled in may have the digits of one that is not yet.
+    here = {
+        "/etc/nginx/tls/": f"{tmp_path}/tls/",
+        "listen 8443": f"listen 127.0.0.1:{secure}",
+        "listen 8081": f"listen 127.0.0.1:{plain}",
+        "8081": str(plain),
+    }
+    tls = re.sub("|".join(here), lambda found: here[found[0]], TLS.read_text())
     (tmp_path / "tls.conf").write_text(tls)
     values = compose() | {
         "NGINX_PID": str(tmp_path / "pid"),
@@ -172,18 +177,18 @@ def with_tls(tmp_path: Path, instance: int) -> Iterator[tuple[int, int]]:
 @pytest.mark.sabotage("deploy/nginx/tls.conf", "if ($server_port = 8081)", "if ($server_port = 1)")
 def test_with_tls_everything_is_sent_to_it_and_told_to_stay(with_tls: tuple[int, int], tmp_path: Path) -> None:
     secure, plain = with_tls
-    answer = httpx.get(f"http://127.0.0.1:{plain}/api/v1/products?limit=1", headers={"Host": "localhost"})
+    answer = httpx.get(f"http://127.0.0.1:{plain}/api/v1/products?limit=1", headers={"Host": "localhost"}, timeout=60)
     assert (answer.status_code, answer.headers["location"]) == (308, "https://localhost/api/v1/products?limit=1")
     trust = ssl.create_default_context(cafile=str(tmp_path / "tls" / "fullchain.pem"))
     trust.set_alpn_protocols(["h2", "http/1.1"])
     with (
-        socket.create_connection(("127.0.0.1", secure), 30) as connection,
+        socket.create_connection(("127.0.0.1", secure), 60) as connection,
         trust.wrap_socket(connection, server_hostname="localhost") as wrapped,
     ):
         assert wrapped.version() == "TLSv1.3"
         assert wrapped.selected_alpn_protocol() == "h2"
     context = ssl.create_default_context(cafile=str(tmp_path / "tls" / "fullchain.pem"))
-    with httpx.Client(verify=context) as client:
+    with httpx.Client(verify=context, timeout=60) as client:
         url = f"https://127.0.0.1:{secure}/api/v1/products"
         answer = client.get(url, headers={"Host": "localhost"}, extensions={"sni_hostname": "localhost"})
     assert answer.status_code == 200
