@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 import uvicorn
-from conftest import until
+from conftest import PATIENCE, until
 from fastapi import FastAPI
 from pydantic import SecretStr
 from starlette.types import Receive, Scope, Send
@@ -54,14 +54,18 @@ async def _serve(
     config.load()
     state = {}
     if gate is not None:
-        routes = FastAPI()
-        routes.state.pages = Pages()
-        state["door"] = Door(routes, gate, ServiceSettings(secret_key=SecretStr("x" * 32)))
+        state["door"] = _door(gate)
     protocol = Protocol(config, ServerState(), state)
     protocol.connection_made(wire)
     protocol.data_received(request)
     await _settle()
     return protocol
+
+
+def _door(gate: Gate) -> Door:
+    routes = FastAPI()
+    routes.state.pages = Pages()
+    return Door(routes, gate, ServiceSettings(secret_key=SecretStr("x" * 32)))
 
 
 async def _written(wire: Wire, writes: int) -> None:
@@ -244,6 +248,21 @@ async def test_nothing_is_written_for_who_has_hung_up_in_that_moment() -> None:
         assert wire.writes == []
     finally:
         protocol.connection_lost(None)
+
+
+@pytest.mark.sabotage(
+    "app/api/door.py", "        finally:  # whatever became of one", "        except RecursionError:  # of one"
+)
+async def test_a_refusal_that_cannot_be_sent_keeps_no_other_one_back() -> None:
+    door, sent = _door(Gate(0, 0)), asyncio.Event()
+
+    def fails() -> None:
+        raise OSError
+
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, _said: None)
+    door.hold(fails)
+    door.hold(sent.set)
+    assert await asyncio.wait_for(sent.wait(), PATIENCE)
 
 
 @pytest.mark.sabotage("app/api/protocol.py", " or self.flow.write_paused:", ":")
