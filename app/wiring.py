@@ -100,7 +100,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         near = Near(pipe, settings.cache)
         await near.start()
         stack.push_async_callback(near.stop)
-        positions = Positions(pipe, settings.database)
+        positions = Positions(pipe, near, settings.database)
         database = Database(settings.database, positions)
         stack.push_async_callback(database.stop)
         await database.start()

@@ -159,38 +159,35 @@ class HotPath:
     def has_at_hand(scope: Scope) -> bool:
         """Return whether value and caller are both in this instance's memory, so that the answer waits for nobody."""
         value = _value_of(scope) if scope["method"] == "GET" else None
-        if value is None:
+        asked = _read(scope["headers"]) if value is not None else None
+        if value is None or asked is None:
             return False
-        resources, asked = resources_of(scope), _read(scope["headers"])
+        resources = resources_of(scope)
         return (
-            asked is not None
-            and resources.cache.kept(value.route.kind, value.key) is not None
+            resources.cache.kept(value.route.kind, value.key) is not None
             and resources.admissions.known(asked.token) is not None
+            and (not _is_own(resources, value, asked) or resources.positions.at_rest(value.key))
         )
 
     async def _look(self, scope: Scope, value: "_Value", asked: "_Asked") -> "_Answer | None":
         """Return the answer to a request, or None if it has to go the long way."""
         started = perf_counter()
         resources = resources_of(scope)
-        route, key, load = value
-        entry = resources.cache.kept(route.kind, key)
+        route, key, _ = value
+        own, changing = _is_own(resources, value, asked), False
+        entry = None if own and not resources.positions.at_rest(key) else resources.cache.kept(route.kind, key)
         admission = resources.admissions.at_hand(asked.token) if entry is not None else None
         layer, work = "l1", None
         if admission is None:
-            epoch = resources.near.epoch
-            try:
-                names = resources.cache.names_of(route.kind, key) if entry is None else None
-            except RedisDown:
-                return None
-            admission = await resources.admissions.admit(asked.token, names)
+            admission, held, changing = await self._ask(resources, value, asked, is_kept=entry is not None, own=own)
             if admission is None:
                 return None
-            if isinstance(admission.value, bytes):
-                layer, entry = "l2", resources.cache.found(route.kind, key, admission.value, epoch, load)
+            if held is not None:
+                layer, entry = "l2", held
             elif entry is None and admission.verdict.allowed:
                 layer, work = "miss", self._begin(admission, asked, started)
                 try:
-                    entry = await self._load(resources, value, admission, work)
+                    entry = await self._load(resources, value, admission, work, changing=changing)
                 except Exception as failure:  # noqa: BLE001  # the edge raises it again, and writes what comes of it
                     scope["route"] = route
                     scope[_FOUND] = Found(admission, work, failure)
@@ -200,10 +197,36 @@ class HotPath:
                 scope["route"] = route
             scope[_FOUND] = Found(admission)
             return None
-        _counter(route.kind.name, layer)()
+        if not changing:  # what goes past the cache counts itself
+            _counter(route.kind.name, layer)()
         if route.kind is PRODUCT:
             resources.views.count(key)
         return _Answer(route, entry, admission, asked, layer, started, work)
+
+    @staticmethod
+    async def _ask(
+        resources: Resources, value: "_Value", asked: "_Asked", *, is_kept: bool, own: bool
+    ) -> tuple[Admission | None, Entry | None, bool]:
+        """Ask Redis who calls, and for a value that is not kept here.
+
+        Returns:
+            The caller; the value, where Redis has it and the caller may be shown it; whether they may have seen a newer
+            one, so that it has to be loaded.
+        """
+        route, key, load = value
+        epoch = resources.near.epoch
+        try:
+            names = None if is_kept else resources.cache.names_of(route.kind, key)
+        except RedisDown:
+            return None, None, False
+        admission = await resources.admissions.admit(asked.token, names, own=own)
+        if admission is None or not admission.verdict.allowed:
+            return admission, None, False
+        if own and resources.positions.changing(key, admission.positions, epoch):
+            return admission, None, True
+        raw = admission.value
+        held = resources.cache.found(route.kind, key, raw, epoch, load) if isinstance(raw, bytes) else None
+        return admission, held, False
 
     def _begin(self, admission: Admission, asked: "_Asked", started: float) -> context.Work:
         work = context.Work(
@@ -213,8 +236,10 @@ class HotPath:
         work.spans["cache"] = context.Span("miss", (perf_counter() - started) * 1000)
         return work
 
-    async def _load(self, resources: Resources, value: "_Value", admission: Admission, work: context.Work) -> Entry:
-        """Load what Redis does not have, behind the same gate and with the same deadline as the long way."""
+    async def _load(
+        self, resources: Resources, value: "_Value", admission: Admission, work: context.Work, *, changing: bool
+    ) -> Entry:
+        """Load what Redis does not have or the caller has seen more of: behind the gate, with the deadline of all."""
         kind, key, load = value.route.kind, value.key, value.load
         deadline = work.deadline = asyncio.get_running_loop().time() + self._deadline
         with context.working(work):
@@ -222,6 +247,8 @@ class HotPath:
             try:
                 with self._deadlines.until(deadline):
                     async with self._gate.pass_through(work.profile_id):
+                        if changing:
+                            return await resources.cache.read_past(kind, key, load)
                         if admission.value is None:
                             return await resources.cache.read(kind, key, load)
                         return await resources.cache.load(kind, key, load, leased=bool(admission.value))
@@ -310,6 +337,11 @@ def _value_of(scope: Scope) -> _Value | None:
     if generations is None:
         return None
     return _Value(route, listing.key_at(generations), listing.load(generations))
+
+
+def _is_own(resources: Resources, value: _Value, asked: "_Asked") -> bool:
+    """Return whether a caller asks for their own profile, of which the database may have told them more."""
+    return value.route.kind is PROFILE and resources.admissions.is_of(asked.token, value.key)
 
 
 def _read(headers: Iterable[tuple[bytes, bytes]]) -> _Asked | None:

@@ -39,6 +39,7 @@ class Work:
         positions: shard number -> position in its log that this work's reads must have reached; raised by each commit.
         wrote: shards on which this work has committed.
         unsettled: shards on which somebody writes for the caller right now, so that only their primaries can answer.
+        changing: whether somebody changes the caller's profile right now, so that a cache may show it as it was before.
         bound: whether the caller has named a position by a Consistency-Token. Nothing says how new cached values are:
             the database answers.
         spans: layer (`cache`, `db`) -> who answered.
@@ -50,6 +51,7 @@ class Work:
     positions: dict[int, int] = field(default_factory=dict)
     wrote: set[int] = field(default_factory=set)
     unsettled: set[int] = field(default_factory=set)
+    changing: bool = False
     bound: bool = False
     spans: dict[str, Span] = field(default_factory=dict)
 

@@ -136,7 +136,8 @@ class Cache:
             load: how it is loaded, where `loads` does not say it.
         """
         held, name = Held.parse(raw), _local(kind, key)
-        self._near.keep(name, held.entry, epoch)
+        # No longer than Redis: whoever loads it once it is gone there tells nobody.
+        self._near.keep(name, held.entry, epoch, held.seconds_left())
         if held.due() and name not in self._early:
             renewing = asyncio.create_task(self._renew(kind, key, load or self._loaders[kind.name](key)))
             self._early[name] = renewing
@@ -151,9 +152,7 @@ class Cache:
         """
         work = context.current()
         if work.bound:
-            work.spans["cache"] = context.Span("bypass")
-            CACHE_READS.labels(kind.name, "bypass").inc()
-            return await self._load(kind, key, load or self._loaders[kind.name](key))
+            return await self.read_past(kind, key, load)
         epoch = self._near.epoch
         with work.timed("cache", "l1") as span:
             near = self.kept(kind, key)
@@ -165,6 +164,12 @@ class Cache:
         if isinstance(held, bytes):
             return self.found(kind, key, held, epoch, load)
         return await self.load(kind, key, load, leased=held)
+
+    async def read_past(self, kind: Kind, key: str, load: Load | None = None) -> Entry:
+        """Load the entry of `key` whatever is cached, for a caller who may have seen something newer."""
+        context.current().spans["cache"] = context.Span("bypass")
+        CACHE_READS.labels(kind.name, "bypass").inc()
+        return await self._load(kind, key, load or self._loaders[kind.name](key))
 
     async def load(self, kind: Kind, key: str, load: Load | None = None, *, leased: bool) -> Entry:
         """Load what Redis was just found not to have.
@@ -245,7 +250,7 @@ class Cache:
         """
         # Also the loser of a race tells: their caller must not see less than they wrote.
         storing = self._values.store(kind, key, entry, self._costs.get(kind.name, 0))
-        return await self._told(_local(kind, key), storing)
+        return (await self._told(_local(kind, key), storing)).entry
 
     async def page(self, listing: Listing) -> bytes:
         """Return a page as it must be shown now."""
@@ -374,9 +379,13 @@ class Cache:
         entry = await load()
         cost = self._costs[kind.name] = math.ceil((monotonic() - began) * 1000)
         try:
-            return await self._values.store(kind, key, entry, cost, leased=leased)
+            stored = await self._values.store(kind, key, entry, cost, leased=leased)
+            if stored.renews:
+                # Of a write that has not told the cache yet, or never will. Nobody is shown it and then the old one.
+                await self._near.told(_local(kind, key))
         except RedisDown:
             return entry
+        return stored.entry
 
 
 def _which() -> str:

@@ -13,7 +13,7 @@ import random
 from contextlib import suppress
 from dataclasses import dataclass
 from time import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from app.scaling.pipe import Pipe
 from app.scaling.redis_link import RedisDown
@@ -30,21 +30,24 @@ if held then return held end
 if redis.call('SET', KEYS[2], 1, 'NX', 'PX', ARGV[1]) then return 1 end
 return 0
 """
-# Keep what is newer, and hand it back, so that the loser of a race answers with the winner's value. Where memory is
+# Keep what is newer, and hand it back, so that the loser of a race answers with the winner's value; else say whether
+# there was an older one. Where memory is
 # full what is older goes all the same: nobody may find what was there before a write.
 _PUT_IF_NEWER = """
 if KEYS[2] then redis.call('DEL', KEYS[2]) end
 local held = redis.call('GET', KEYS[1])
+local replaced = 0
 if held then
   local version = tonumber(string.match(held, '^(%d+)'))
   if version > tonumber(ARGV[1]) then return held end
+  if version < tonumber(ARGV[1]) then replaced = 1 end
 end
 local stored = redis.pcall('SET', KEYS[1], ARGV[1] .. ',' .. ARGV[2] .. ':' .. ARGV[3], 'PX', ARGV[4])
 if stored.err then
   redis.call('DEL', KEYS[1])
   return stored
 end
-return false
+return replaced
 """
 
 
@@ -78,6 +81,10 @@ class Held(NamedTuple):
         version, expires, cost = head.split(b",")
         return cls(Entry(int(version), body or None), int(expires), int(cost))
 
+    def seconds_left(self) -> float:
+        """Return for how long Redis still holds it."""
+        return self.expires / 1000 - time()
+
     def due(self) -> bool:
         """Return whether to load it before it expires: the likelier the nearer that is and the longer loading takes.
 
@@ -85,6 +92,13 @@ class Held(NamedTuple):
         has to wait when it expires.
         """
         return time() * 1000 - self.cost * math.log(1 - random.random()) >= self.expires
+
+
+class Stored(NamedTuple):
+    """What stands after an entry was stored, and whether it stands where an older one was."""
+
+    entry: Entry
+    renews: bool
 
 
 class Values:
@@ -127,7 +141,7 @@ class Values:
             name, lease = self.names_of(kind, key, which)
             await self._pipe.ask(name, "DEL", lease)
 
-    async def store(self, kind: Kind, key: str, entry: Entry, cost: int = 0, *, leased: str | None = None) -> Entry:
+    async def store(self, kind: Kind, key: str, entry: Entry, cost: int = 0, *, leased: str | None = None) -> Stored:
         """Store an entry unless a newer one is there, end the lease, and return what stands afterwards.
 
         Args:
@@ -140,9 +154,11 @@ class Values:
         seconds = kind.ttl if entry.body is not None or entry.version else NEGATIVE_TTL
         milliseconds = int(seconds * 1000 * random.uniform(1 - JITTER, 1))
         names = self.names_of(kind, key, leased or "")
-        newer: Any = await self._pipe.run(
+        answer: bytes | int = await self._pipe.run(
             self._put,
             names[:1] if leased is None else names,
             [entry.version, f"{int(time() * 1000) + milliseconds},{cost}", entry.body or b"", milliseconds],
         )
-        return Held.parse(newer).entry if newer else entry
+        if isinstance(answer, bytes):
+            return Stored(Held.parse(answer).entry, renews=False)
+        return Stored(entry, renews=bool(answer))

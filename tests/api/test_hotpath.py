@@ -273,6 +273,57 @@ async def test_what_no_cache_has_is_loaded_in_two_round_trips_and_answered_the_s
     assert _layer(await instances[1].get(path, headers=headers)) == "l2"
 
 
+@pytest.mark.sabotage(
+    path="app/api/hotpath.py",
+    take_out="entry = None if own and not resources.positions.at_rest(key) else resources.cache.kept(route.kind, key)",
+    put="entry = resources.cache.kept(route.kind, key)",
+)
+@pytest.mark.sabotage("app/scaling/positions.py", "await self._near.told(name)", "pass")
+@pytest.mark.parametrize("is_kept", [True, False], ids=["at hand", "in Redis"])
+async def test_what_i_have_seen_of_my_profile_its_public_view_does_not_undo(
+    roomy: list[httpx.AsyncClient],
+    resources: Resources,
+    new_customer: Make,
+    long_ways: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    is_kept: bool,
+) -> None:
+    customer = await new_customer()
+    path = f"/api/v1/profiles/{customer.profile['id']}"
+    headers = {"Authorization": f"Bearer {customer.token}"}
+
+    async def is_at_hand() -> bool:
+        long_ways.clear()
+        return _layer(await roomy[1].get(path, headers=headers)) == "l1" and not long_ways
+
+    service: Any = roomy[0]._transport
+    cache = service.app.state.resources.cache
+    real = cache.put
+    committed, told = asyncio.Event(), asyncio.Event()
+
+    async def late(*told_of: Any) -> Any:
+        committed.set()
+        await told.wait()
+        return await real(*told_of)
+
+    monkeypatch.setattr(cache, "put", late)
+    await until(is_at_hand)
+    if not is_kept:
+        await resources.near.told(f"profile:{customer.profile['id']}")
+    writing = asyncio.create_task(roomy[0].patch(path, json={"name": "Grace"}, headers={**headers, "If-Match": '"v1"'}))
+    await committed.wait()
+    assert (await roomy[1].get("/api/v1/profiles/me", headers=headers)).json()["version"] == 2
+    long_ways.clear()
+    for _ in range(5):
+        shown = await roomy[1].get(path, headers=headers)
+        assert (shown.json()["name"], _layer(shown), shown.headers["etag"]) == ("Grace", "bypass", '"v2"')
+    assert not long_ways
+    told.set()
+    assert (await writing).status_code == 200
+    await until(is_at_hand)
+
+
 @pytest.mark.sabotage(path="app/api/middleware.py", take_out="judge(exchange, found.admission.verdict)", put="pass")
 async def test_a_load_that_fails_is_the_same_problem_both_ways(settings: Settings, new_customer: Make) -> None:
     customer, other = await new_customer(), await new_customer()

@@ -255,7 +255,8 @@ async def test_what_strangers_invent_makes_no_label(cluster: Cluster) -> None:
     assert {each.labels["method"] for each in requests.samples} <= METHODS
     assert {each.labels["status"] for each in requests.samples} <= {"2xx", "3xx", "4xx", "5xx"}
     served = {each.labels["handler"] for each in requests.samples if each.labels["handler"].startswith("/api/")}
-    assert served <= templates
+    # A route says of a parameter that it takes slashes, too; OpenAPI has no word for that.
+    assert {template.replace(":path}", "}") for template in served} <= templates
 
 
 @pytest.mark.sabotage("app/api/serving.py", "len(self.server_state.tasks)", "0")

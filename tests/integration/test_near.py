@@ -92,6 +92,32 @@ async def test_what_was_read_before_a_write_is_not_kept_after_it(quiet: Resource
     assert await quiet.cache.read(PROFILE, key, unused) == version(2)
 
 
+@pytest.mark.sabotage(
+    path="app/scaling/cache.py",
+    take_out="                await self._near.told(_local(kind, key))\n",
+    put="                pass\n",
+)
+async def test_who_finds_something_newer_than_the_cache_has_no_instance_show_the_old_one_any_more(
+    quiet: Resources, other: Resources, key: str
+) -> None:
+    async def newer() -> Entry:
+        return version(2)
+
+    assert await quiet.cache.read_past(PROFILE, key, newer) == version(2)
+    assert await other.cache.read(PROFILE, key, unused) == version(2)
+
+
+@pytest.mark.sabotage(
+    path="app/scaling/cache.py",
+    take_out="self._near.keep(name, held.entry, epoch, held.seconds_left())",
+    put="self._near.keep(name, held.entry, epoch)",
+)
+async def test_what_redis_does_not_hold_any_more_is_not_at_hand(quiet: Resources, key: str) -> None:
+    # 1 ms into the epoch: it has expired.
+    quiet.cache.found(PROFILE, key, b'1,1,1:{"version":1}', quiet.near.epoch, unused)
+    assert quiet.cache.kept(PROFILE, key) is None
+
+
 async def test_without_redis_nothing_at_hand_is_used_for_longer_than_the_lease(
     quiet: Resources, servers: Servers, key: str
 ) -> None:

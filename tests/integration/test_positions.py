@@ -1,6 +1,7 @@
 """What was written for a profile is seen by it on every instance, whoever wrote it, and never goes back."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -17,6 +18,7 @@ from app.domain.profiles.rules import NewProfile, Profile
 from app.domain.profiles.tables import profiles
 from app.domain.sessions.rules import SignedIn
 from app.scaling import positions as room
+from app.scaling.cache import PROFILE
 from app.wiring import Resources
 
 pytest_plugins = ("quiet",)
@@ -43,6 +45,7 @@ async def request(instance: Resources, signed_in: SignedIn) -> AsyncIterator[con
     """A request of theirs to an instance."""
     with context.working(stranger()) as work:
         assert await instance.sessions.find(signed_in.token)
+        work.profile_id = signed_in.session.profile_id
         yield work
 
 
@@ -51,6 +54,13 @@ async def name_seen(instance: Resources, signed_in: SignedIn) -> tuple[str, str]
     async with request(instance, signed_in) as work:
         found: Profile = await instance.profiles.own(signed_in.session.profile_id)
         return found.name, work.spans["db"].description
+
+
+async def public_name(instance: Resources, signed_in: SignedIn) -> str:
+    """Return the name in their public view as a request of theirs is shown it."""
+    async with request(instance, signed_in):
+        entry = await instance.profiles.public(signed_in.session.profile_id)
+        return str(json.loads(entry.body or b"{}")["name"])
 
 
 async def rename(instance: Resources, profile_id: UUID, inside: Any = None) -> None:
@@ -122,6 +132,75 @@ async def test_what_is_rolled_back_leaves_the_reads_on_the_replicas(
         async with request(quiet, signed_in) as work:
             assert (work.positions.get(0, 0), work.unsettled) == (0, set())
         assert {node for _, node in [await name_seen(quiet, signed_in) for _ in range(READS)]} == set(REPLICAS)
+
+
+@pytest.mark.sabotage(
+    path="app/domain/profiles/service.py",
+    take_out="if work.changing and work.profile_id == profile_id:",
+    put="if False:",
+)
+@pytest.mark.sabotage("app/scaling/database/__init__.py", "await opened.show()", "pass")
+async def test_what_i_have_seen_of_my_profile_its_public_view_does_not_undo(
+    quiet: Resources, other: Resources, servers: Servers, signed_in: SignedIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile_id = signed_in.session.profile_id
+    assert await public_name(other, signed_in) == "before"
+    real = quiet.cache.put
+    committed, told = asyncio.Event(), asyncio.Event()
+
+    async def late(*told_of: Any) -> Any:
+        committed.set()
+        await told.wait()
+        return await real(*told_of)
+
+    async def change() -> None:
+        async with request(quiet, signed_in):
+            await quiet.profiles.change(profile_id, 1, {"name": "after"})
+
+    monkeypatch.setattr(quiet.cache, "put", late)
+    async with servers.paused("replica-1"):
+        writing = asyncio.create_task(change())
+        await committed.wait()
+        assert await name_seen(other, signed_in) == ("after", "primary")
+        assert await public_name(other, signed_in) == "after"
+        told.set()
+        await writing
+        assert {await public_name(instance, signed_in) for instance in (quiet, other)} == {"after"}
+
+
+@pytest.mark.sabotage("app/scaling/positions.py", "int(until) + STALE_SECONDS * 1000 > now", "int(until) > now")
+@pytest.mark.sabotage(
+    path="app/scaling/database/writer.py",
+    take_out="position, self.position = self.position, NEWEST",
+    put="position = self.position",
+)
+async def test_a_writer_that_died_before_it_told_the_cache_never_has_me_see_the_old_profile_again(
+    quiet: Resources, other: Resources, signed_in: SignedIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile_id = signed_in.session.profile_id
+    assert await public_name(other, signed_in) == "before"
+
+    async def dies(*_: Any) -> None:
+        raise asyncio.CancelledError
+
+    async def public_on_both() -> set[str]:
+        return {await public_name(instance, signed_in) for instance in (quiet, other)}
+
+    async with request(quiet, signed_in):
+        with monkeypatch.context() as patched:
+            patched.setattr(quiet.cache, "put", dies)
+            with pytest.raises(asyncio.CancelledError):
+                await quiet.profiles.change(profile_id, 1, {"name": "after"})
+    # What everybody else is shown until a worker tells the cache.
+    held = await quiet.redis.client.get(quiet.cache.names_of(PROFILE, str(profile_id))[0])
+    assert b"before" in held
+    assert await public_on_both() == {"after"}
+    # Nor once the replicas are trusted again, as long as the old value can be there.
+    await quiet.redis.client.set(quiet.cache.names_of(PROFILE, str(profile_id))[0], held, ex=60)
+    now, settled = room.time(), quiet.settings.database.replica_max_lag + room.MARK_SECONDS + 1
+    monkeypatch.setattr(room, "time", lambda: now + settled)
+    assert {name for name, _ in [await name_seen(quiet, signed_in) for _ in range(READS)]} == {"after"}
+    assert await public_on_both() == {"after"}
 
 
 async def test_a_writer_that_died_keeps_its_profile_on_the_primary_until_no_replica_can_lack_the_commit(

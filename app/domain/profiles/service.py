@@ -118,7 +118,13 @@ class Profiles:
         return profile
 
     async def public(self, profile_id: UUID) -> Entry:
-        """Return the public view as JSON bytes with its version; no body for an unknown or erased profile."""
+        """Return the public view as JSON bytes with its version; no body for an unknown or erased profile.
+
+        To the person themselves it never shows less than `own` has.
+        """
+        work = context.current()
+        if work.changing and work.profile_id == profile_id:
+            return await self._cache.read_past(PROFILE, str(profile_id))
         return await self._cache.read(PROFILE, str(profile_id), self._loader(str(profile_id)))
 
     async def refresh(self, profile_id: UUID) -> None:
@@ -198,7 +204,7 @@ class Profiles:
         if "location" in values:
             location: Location | None = values.pop("location")
             values |= {"lat": location.lat if location else None, "lon": location.lon if location else None}
-        async with self._database.writer(profile_id) as writer:
+        async with self._database.writer(profile_id, shown=True) as writer:
             changed = await writer.run(
                 update(profiles)
                 .where(*_current(profile_id, version))
@@ -210,8 +216,8 @@ class Profiles:
             if not changed:
                 raise PreconditionFailed(STALE)
             await _tell(writer, "profile.updated", profile_id, version + 1)
-        profile = _profile(row)
-        await self._written(profile, writer.shard)
+            profile = _profile(row)
+            writer.shows(lambda: self._written(profile, writer.shard))
         return profile
 
     async def wear(self, profile_id: UUID, avatar_key: str) -> str | None:
@@ -220,7 +226,7 @@ class Profiles:
         Raises:
             NotFound: if the profile is erased.
         """
-        async with self._database.writer(profile_id) as writer:
+        async with self._database.writer(profile_id, shown=True) as writer:
             before = await writer.first(_by_id(profile_id).with_for_update())
             if before is None:
                 raise NotFound("There is no such profile.")
@@ -231,7 +237,7 @@ class Profiles:
             )
             row = await writer.first(_by_id(profile_id))
             await _tell(writer, "profile.updated", profile_id, before.version + 1)
-        await self._written(_profile(row), writer.shard)
+            writer.shows(lambda: self._written(_profile(row), writer.shard))
         key: str | None = before.avatar_key
         return key
 
@@ -251,7 +257,7 @@ class Profiles:
         if known.version != version:
             raise PreconditionFailed(STALE)
         await self._directory.doubt(known.email, profile_id)
-        async with self._database.writer(profile_id) as writer:
+        async with self._database.writer(profile_id, shown=True) as writer:
             erased = await writer.run(
                 update(profiles)
                 .where(*_current(profile_id, version))
@@ -271,11 +277,11 @@ class Profiles:
             )
             if erased:
                 await _tell(writer, "profile.erased", profile_id, version + 1)
+                writer.shows(lambda: self._show(profile_id, Entry(version + 1, None), writer.shard))
         if not erased:
             await self._directory.confirm(known.email, profile_id)
             raise PreconditionFailed(STALE)
         await self._directory.release(known.email, profile_id)
-        await self._show(profile_id, Entry(version + 1, None), writer.shard)
 
     def _loader(self, key: str) -> Load:
         profile_id = UUID(key)

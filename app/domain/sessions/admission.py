@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from time import monotonic, time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
 from app.core.settings import Settings
@@ -44,7 +44,7 @@ MOST_VOUCHED = 10_000
 
 # KEYS: session, positions, count of the limit, whether somebody tells the copy, and where a value is asked for, the
 # value and the lease of who loads it.
-# ARGV: idle seconds, how fresh `seen` must be, now, wanted permits.
+# ARGV: idle seconds, how fresh `seen` must be, now, wanted permits, whether a value that is there needs the positions.
 # TIERS: quota and window (ms) by tier; `*` is that of a tier without one of its own.
 # Who has a permit wants none. Else a sixteenth of what is left at most, so that a caller near the limit is counted one
 # by one. The idle time is renewed once a sixtieth of it has passed: renewing is a write, and few requests need one. A
@@ -65,7 +65,7 @@ local used = 0
 if left < 0 then left = tier[2] else used = tonumber(redis.call('GET', KEYS[3])) end
 local value = KEYS[5] and redis.call('GET', KEYS[5])
 local positions = {}
-if not value then positions = redis.call('HGETALL', KEYS[2]) end
+if not value or ARGV[5] == '1' then positions = redis.call('HGETALL', KEYS[2]) end
 local permits, wanted = 0, tonumber(ARGV[4])
 if wanted > 0 and used < quota then
   permits = math.max(1, math.min(wanted, math.floor((quota - used) / 16)))
@@ -88,7 +88,7 @@ class Admission(NamedTuple):
         verdict: of their limit.
         value: what Redis held under the name that was asked for along with it; where it held nothing, whether it is now
             the caller's to load, or None where that has to be asked still.
-        positions: what their reads must have reached, as `Positions.heed` takes it.
+        positions: what their reads must have reached, as `Positions.heed` takes it; with a value only for its owner.
     """
 
     session: Session
@@ -194,12 +194,18 @@ class Admissions:
         if names is not None:
             self._vouched.pop(names.session, None)
 
-    async def admit(self, token: str, value: tuple[str, str] | None = None) -> Admission | None:
-        """Return the admission of the caller, in one round trip.
+    def is_of(self, token: str, profile: str) -> bool:
+        """Return whether a token says that it is of the profile with this id."""
+        names = _names_of(token)
+        return names is not None and names.subject == profile
+
+    async def admit(self, token: str, value: tuple[str, str] | None = None, *, own: bool = False) -> Admission | None:
+        """Return the admission of the caller, in one round trip; in two where values are elsewhere.
 
         Args:
             token: theirs.
             value: the names of a cached value to bring along and of its lease.
+            own: whether the value is of their profile, and only tells something together with their positions.
 
         Returns:
             None, with nothing counted, if Redis does not know the session or is down, or this request has to tell the
@@ -216,24 +222,23 @@ class Admissions:
         used = None if lease is None else lease.use(asked_at)
         wanted = self._wanted(lease, asked_at) if used is None else 0
         keys = [names.session, names.positions, names.limit, names.told]
-        aside: asyncio.Future[Any] | None = None
-        answer: Any = None
+        if value is not None and self._together:
+            keys += value
+        answer, aside = None, None
         with suppress(RedisDown):
-            if value is not None:
-                if self._together:
-                    keys += value
-                else:
-                    aside = self._values.ask(value[0], "GET", value[0])
-            answer = await self._pipe.run(self._script, keys, (self._idle, fresh, now, wanted))
+            if value is not None and not self._together and not own:
+                aside = self._values.ask(value[0], "GET", value[0])
+            answer = await self._pipe.run(self._script, keys, (self._idle, fresh, now, wanted, int(own)))
         if not answer:
             if lease is not None and used is not None:
                 lease.permits += 1
             return None
         raw, permits, remaining, left, found, reached = answer
         held = bool(found) if isinstance(found, int) else found
-        if aside is not None:
+        if value is not None and not self._together:
             with suppress(RedisDown):  # then it is not there
-                held = await aside
+                # One's own after the positions: from before, it may be older than what they say is done.
+                held = await (aside or self._values.ask(value[0], "GET", value[0]))
         session = load(names.profile_id, names.key, raw)
         self.vouch(token)
         self._near.keep(names.session, session, epoch, min(KEPT_SECONDS, session.expires_at.timestamp() - moment))

@@ -93,7 +93,7 @@ class Database:
         return Reader(partial(self._find, profile_id), newest=newest)
 
     @asynccontextmanager
-    async def writer(self, profile_id: UUID | None = None) -> AsyncIterator[Writer]:
+    async def writer(self, profile_id: UUID | None = None, *, shown: bool = False) -> AsyncIterator[Writer]:
         """Open a transaction on the profile's shard, or on the catalog without one, and commit it at the end.
 
         An exception inside the block rolls everything back. Once the block is left without one, every later read for
@@ -101,6 +101,7 @@ class Database:
 
         Args:
             profile_id: whose shard.
+            shown: whether it changes what the cache shows of the profile, which `Writer.shows` then has to tell it.
 
         Raises:
             Unavailable: if the primary cannot be reached, is lost before the commit is known, or has others to serve
@@ -113,12 +114,14 @@ class Database:
         if self._positions is None or reading is None:
             async with self._transactions.open(shard, places) as writer:
                 yield writer
+            await writer.show()
             return
-        mark = await self._positions.mark(reading, shard.number)
+        mark = await self._positions.mark(reading, shard.number, shown=shown)
         opened: Writer | None = None
         try:
             async with self._transactions.open(shard, places) as opened:
                 yield opened
+            await opened.show()
         finally:
             await self._positions.settle(mark, opened.position if opened else 0)
 

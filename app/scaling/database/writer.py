@@ -5,7 +5,7 @@ commit whose position nobody could tell any more is still a commit.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from time import monotonic
 from typing import Any, NoReturn
@@ -39,10 +39,22 @@ class Writer:
         # known.
         self.position = 0
         self._then: list[Callable[[], None]] = []
+        self._shows: list[Callable[[], Awaitable[None]]] = []
 
     def then(self, act: Callable[[], None]) -> None:
         """Call `act` once the transaction has committed, and never if it does not: for counting what has happened."""
         self._then.append(act)
+
+    def shows(self, act: Callable[[], Awaitable[None]]) -> None:
+        """Call `act` once the transaction has committed: it tells the cache, which until then is not to be believed."""
+        self._shows.append(act)
+
+    async def show(self) -> None:
+        """Do what tells of the commit elsewhere; the end of the transaction is not known before."""
+        position, self.position = self.position, NEWEST
+        for act in self._shows:
+            await act()
+        self.position = position
 
     def committed(self) -> None:
         """Do what waits for the commit."""
