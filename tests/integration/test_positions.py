@@ -10,9 +10,10 @@ from uuid import UUID, uuid4
 import pytest
 from quiet import REPLICAS, Servers, stranger
 from sqlalchemy import select, update
+from sqlalchemy.engine.default import DefaultDialect
 
 from app.core import context
-from app.core.errors import Conflict
+from app.core.errors import Conflict, Unavailable
 from app.core.ids import new_id
 from app.domain.profiles.rules import NewProfile, Profile
 from app.domain.profiles.tables import profiles
@@ -174,28 +175,45 @@ async def test_what_i_have_seen_of_my_profile_its_public_view_does_not_undo(
     take_out="position, self.position = self.position, NEWEST",
     put="position = self.position",
 )
-async def test_a_writer_that_died_before_it_told_the_cache_never_has_me_see_the_old_profile_again(
-    quiet: Resources, other: Resources, signed_in: SignedIn, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("learns", [True, False], ids=["dies before it tells", "never learns of its commit"])
+async def test_a_change_that_the_cache_is_not_told_of_never_has_me_see_the_old_profile_again(
+    quiet: Resources,
+    other: Resources,
+    servers: Servers,
+    signed_in: SignedIn,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    learns: bool,
 ) -> None:
     profile_id = signed_in.session.profile_id
     assert await public_name(other, signed_in) == "before"
+    commit = DefaultDialect.do_commit
 
     async def dies(*_: Any) -> None:
         raise asyncio.CancelledError
+
+    def loses_the_answer(self: DefaultDialect, connection: Any) -> None:
+        commit(self, connection)
+        raise ConnectionResetError
 
     async def public_on_both() -> set[str]:
         return {await public_name(instance, signed_in) for instance in (quiet, other)}
 
     async with request(quiet, signed_in):
         with monkeypatch.context() as patched:
-            patched.setattr(quiet.cache, "put", dies)
-            with pytest.raises(asyncio.CancelledError):
+            if learns:
+                patched.setattr(quiet.cache, "put", dies)
+            else:
+                patched.setattr(DefaultDialect, "do_commit", loses_the_answer)
+            with pytest.raises(asyncio.CancelledError if learns else Unavailable):
                 await quiet.profiles.change(profile_id, 1, {"name": "after"})
     # What everybody else is shown until a worker tells the cache.
     held = await quiet.redis.client.get(quiet.cache.names_of(PROFILE, str(profile_id))[0])
     assert b"before" in held
     assert await public_on_both() == {"after"}
     # Nor once the replicas are trusted again, as long as the old value can be there.
+    async with servers.paused():
+        pass
     await quiet.redis.client.set(quiet.cache.names_of(PROFILE, str(profile_id))[0], held, ex=60)
     now, settled = room.time(), quiet.settings.database.replica_max_lag + room.MARK_SECONDS + 1
     monkeypatch.setattr(room, "time", lambda: now + settled)
